@@ -1,0 +1,222 @@
+// Package control is the node's local API: HTTP and JSON on a Unix socket that
+// root and the group jiji may use, and the client that every other command is.
+package control
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+// A Status is what `jiji-node status --json` prints. Times are RFC 3339, sizes
+// bytes; fields may be added, none removed.
+type Status struct {
+	Version   string        `json:"version"`
+	PID       int           `json:"pid"`
+	Mode      string        `json:"mode"`  // "tun"
+	State     string        `json:"state"` // "ready", or "removed" once its own tombstone was read
+	StartedAt time.Time     `json:"startedAt"`
+	Server    Server        `json:"server"` // this node
+	Cluster   netip.Prefix  `json:"clusterCidr"`
+	Domain    string        `json:"serviceDomain"`
+	Interface Interface     `json:"interface"`
+	DNS       DNS           `json:"dns"`
+	Registry  Registry      `json:"registry"`
+	Topology  TopologyState `json:"topology"`
+	Warnings  []string      `json:"warnings"` // what is degraded, one line each; empty if nothing
+	Peers     []Peer        `json:"peers"`    // in order of id
+}
+
+// A Server is one row of the topology.
+type Server struct {
+	ID           string           `json:"id"`
+	Hostname     string           `json:"hostname"`
+	Subnet       netip.Prefix     `json:"subnet"`
+	WireGuardIP  netip.Addr       `json:"wireguardIp"`
+	Key          wgkey.Public     `json:"wireguardPublicKey"`
+	ManagementIP netip.Addr       `json:"managementIp"`
+	Endpoints    []netip.AddrPort `json:"endpoints"`
+	RemovedAt    *time.Time       `json:"removedAt,omitempty"`
+}
+
+// An Interface is the WireGuard device.
+type Interface struct {
+	Name       string `json:"name"`
+	MTU        int    `json:"mtu"`
+	ListenPort uint16 `json:"listenPort"`
+}
+
+// A DNS is the state of the name server.
+type DNS struct {
+	Listen    []netip.AddrPort `json:"listen"`
+	Upstreams []netip.AddrPort `json:"upstreams"`
+	Names     int              `json:"names"` // owner names in the zone
+	Queries   uint64           `json:"queries"`
+	Refused   uint64           `json:"refused"`
+}
+
+// A Registry is the state of the catalog of containers.
+type Registry struct {
+	Mode       string    `json:"mode"` // "embedded"
+	Containers int       `json:"containers"`
+	Skipped    []Skipped `json:"skipped"`
+}
+
+// A Skipped row is one that the node does not believe, and why.
+type Skipped struct {
+	Table  string `json:"table"`
+	Key    string `json:"key"`
+	Reason string `json:"reason"`
+}
+
+// A TopologyState says where the list of servers comes from.
+type TopologyState struct {
+	Source    string    `json:"source"` // file name
+	ReadOnly  bool      `json:"readOnly"`
+	UpdatedAt time.Time `json:"updatedAt"`
+	Error     string    `json:"error,omitempty"` // why the newest content is not in force
+}
+
+// A Peer is a server as seen from here through WireGuard.
+type Peer struct {
+	Server
+	State         string         `json:"state"` // "up", "suspect", "down", or "unknown" before the first answer
+	Since         time.Time      `json:"since"` // of State
+	Endpoint      netip.AddrPort `json:"endpoint"`
+	LastHandshake *time.Time     `json:"lastHandshake"`
+	RxBytes       uint64         `json:"rxBytes"`
+	TxBytes       uint64         `json:"txBytes"`
+	Changes       []PathChange   `json:"changes"` // the latest, oldest first
+}
+
+// A PathChange is one change of a peer's endpoint or state.
+type PathChange struct {
+	At     time.Time      `json:"at"`
+	State  string         `json:"state"`
+	Old    netip.AddrPort `json:"old"`
+	New    netip.AddrPort `json:"new"`
+	Reason string         `json:"reason"`
+	Outage Duration       `json:"outage"` // how long the peer was silent; zero if it was not
+}
+
+// A Duration is written as Go writes it: "1.5s".
+type Duration time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = Duration(v)
+	return err
+}
+
+// A Resolution is what a name answers here, and why.
+type Resolution struct {
+	Name     string   `json:"name"` // the name that was asked after the search domain was applied
+	Type     string   `json:"type"`
+	Source   string   `json:"source"` // "zone", or the upstream servers that were asked
+	Rcode    string   `json:"rcode"`
+	Answers  []string `json:"answers"`  // records in zone-file text, in the order of one answer
+	LeftOut  []string `json:"leftOut"`  // containers of the name that are not answered, and why
+	Negative string   `json:"negative"` // what an empty answer means here; empty if there are answers
+}
+
+// A PingRequest asks for echo requests through the tunnel.
+type PingRequest struct {
+	Target   string   `json:"target"` // server id, mesh name or mesh address
+	Count    int      `json:"count"`  // 1 to 1000
+	Interval Duration `json:"interval"`
+	Timeout  Duration `json:"timeout"` // for each answer
+	Size     int      `json:"size"`    // bytes of payload
+}
+
+// A PingReply is one line of a ping's stream; the last one has Done set.
+type PingReply struct {
+	Target string     `json:"target"`
+	IP     netip.Addr `json:"ip"`
+	Seq    int        `json:"seq"`
+	RTT    Duration   `json:"rtt"`
+	Done   bool       `json:"done"`
+	Sent   int        `json:"sent,omitempty"`     // with Done
+	Recv   int        `json:"received,omitempty"` // with Done
+	Min    Duration   `json:"min,omitempty"`
+	Avg    Duration   `json:"avg,omitempty"`
+	Max    Duration   `json:"max,omitempty"`
+	Error  string     `json:"error,omitempty"`
+}
+
+// A Setting is one configuration value and where it came from.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Origin string `json:"origin"` // "flag", "environment JIJI_X", "file F:12" or "default"
+}
+
+// A Container is one row of the catalog.
+type Container struct {
+	ID         string     `json:"id"`
+	Service    string     `json:"service"`
+	Project    string     `json:"project"`
+	Instance   string     `json:"instance"`
+	Name       string     `json:"name"`
+	ServerID   string     `json:"serverId"`
+	IP         netip.Addr `json:"ip"`
+	Health     string     `json:"health"`
+	StartedAt  time.Time  `json:"startedAt"`
+	LastCheck  *time.Time `json:"lastHealthCheck"`
+	Failures   int        `json:"consecutiveFailures"`
+	HealthPort uint16     `json:"healthPort"`
+	Ports      []string   `json:"ports"` // "80/tcp"
+	External   bool       `json:"external"`
+}
+
+// A HealthRequest sets the health of one container.
+type HealthRequest struct {
+	ID     string `json:"id"`
+	Health string `json:"health"`
+}
+
+// A CleanupRequest removes this server's containers that are unhealthy.
+type CleanupRequest struct {
+	Service   string   `json:"service"`   // empty: all services
+	OlderThan Duration `json:"olderThan"` // since the last health check, or the registration if there was none
+	DryRun    bool     `json:"dryRun"`
+}
+
+// An InitRequest changes this server's own entry; empty fields leave it as it is.
+type InitRequest struct {
+	Name      string           `json:"name"`
+	Index     *int             `json:"index"` // number of the subnet
+	Endpoints []netip.AddrPort `json:"endpoints"`
+}
+
+// An Added server is the outcome of one entry of `server add`.
+type Added struct {
+	Server
+	Entry string `json:"entry"` // as a file for other servers
+	Note  string `json:"note"`  // what was decided about it: "added", "unchanged", …
+}
+
+// A Node is what the API needs of the running node. Errors that the request is
+// to blame for are marked by package usage.
+type Node interface {
+	Status() Status
+	Settings() []Setting
+	Resolve(ctx context.Context, name, qtype string) (Resolution, error)
+	Ping(ctx context.Context, r PingRequest, reply func(PingReply)) error
+
+	Containers() []Container
+	Register(ctx context.Context, c Container) (Container, error)
+	SetHealth(ctx context.Context, r HealthRequest) error
+	Deregister(ctx context.Context, ids []string) (int, error)
+	Cleanup(ctx context.Context, r CleanupRequest) ([]Container, error)
+
+	Servers() []Server
+	Init(r InitRequest) (Added, error)
+	AddServers(entries []byte, source string) ([]Added, error)
+	RemoveServer(id string, force bool) (Server, error)
+}

@@ -1,0 +1,203 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/acidtib/jiji-node/node/usage"
+)
+
+// SocketName is the name of the socket in the runtime directory.
+const SocketName = "node.sock"
+
+const maxBody = 32 << 20 // a topology of 65,536 servers has about 20 MB
+
+// A problem is the body of every answer that is not 200.
+type problem struct {
+	Error string `json:"error"`
+	Usage bool   `json:"usage"` // see package usage
+}
+
+// Listen opens the socket in dir, which is made if absent. A socket that a
+// killed node left behind is replaced; one that answers is an error. Members
+// of the group jiji may use it, where there is such a group.
+func Listen(dir string) (net.Listener, error) {
+	path := filepath.Join(dir, SocketName)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make runtime directory: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("listen on %s: another jiji-node answers there", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	l, err := listenUnix(path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := admit(path); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// admit gives the socket its owner and mode; before it, only root can connect.
+func admit(path string) error {
+	if g, err := user.LookupGroup("jiji"); err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err != nil {
+			return fmt.Errorf("group jiji has the id %q, want a number", g.Gid)
+		}
+		if err := os.Chown(path, -1, gid); err != nil {
+			return fmt.Errorf("give %s to group jiji: %w", path, err)
+		}
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return fmt.Errorf("open %s to its group: %w", path, err)
+	}
+	return nil
+}
+
+// Serve answers on l, which it closes, until ctx is done.
+func Serve(ctx context.Context, l net.Listener, n Node, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler:           routes(n),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       time.Minute,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
+	return nil
+}
+
+func routes(n Node) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", get(func(*http.Request) (Status, error) { return n.Status(), nil }))
+	mux.HandleFunc("GET /v1/config", get(func(*http.Request) ([]Setting, error) { return n.Settings(), nil }))
+	mux.HandleFunc("GET /v1/resolve", get(func(r *http.Request) (Resolution, error) {
+		return n.Resolve(r.Context(), r.URL.Query().Get("name"), r.URL.Query().Get("type"))
+	}))
+	mux.HandleFunc("POST /v1/ping", ping(n))
+
+	mux.HandleFunc("GET /v1/services", get(func(*http.Request) ([]Container, error) { return n.Containers(), nil }))
+	mux.HandleFunc("POST /v1/services", post(n.Register))
+	mux.HandleFunc("POST /v1/services/health", post(func(ctx context.Context, r HealthRequest) (struct{}, error) {
+		return struct{}{}, n.SetHealth(ctx, r)
+	}))
+	mux.HandleFunc("POST /v1/services/deregister", post(n.Deregister))
+	mux.HandleFunc("POST /v1/services/cleanup", post(n.Cleanup))
+
+	mux.HandleFunc("GET /v1/servers", get(func(*http.Request) ([]Server, error) { return n.Servers(), nil }))
+	mux.HandleFunc("POST /v1/servers/init", post(func(_ context.Context, r InitRequest) (Added, error) { return n.Init(r) }))
+	mux.HandleFunc("POST /v1/servers/remove", post(func(_ context.Context, r removeRequest) (Server, error) {
+		return n.RemoveServer(r.ID, r.Force)
+	}))
+	mux.HandleFunc("POST /v1/servers/add", func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			fail(w, usage.Errorf("read entries: %w", err))
+			return
+		}
+		added, err := n.AddServers(body, r.URL.Query().Get("source"))
+		reply(w, added, err)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, usage.Errorf("this node knows no %s %s: its version differs from the command's", r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+type removeRequest struct {
+	ID    string `json:"id"`
+	Force bool   `json:"force"`
+}
+
+func get[T any](answer func(*http.Request) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := answer(r)
+		reply(w, v, err)
+	}
+}
+
+func post[Q, A any](do func(context.Context, Q) (A, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&q); err != nil {
+			fail(w, usage.Errorf("decode request: %w", err))
+			return
+		}
+		v, err := do(r.Context(), q)
+		reply(w, v, err)
+	}
+}
+
+// ping streams one JSON object per line, as the echoes come in.
+func ping(n Node) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var q PingRequest
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q); err != nil {
+			fail(w, usage.Errorf("decode request: %w", err))
+			return
+		}
+		out := json.NewEncoder(w)
+		begun := false
+		err := n.Ping(r.Context(), q, func(p PingReply) {
+			begun = true
+			_ = out.Encode(p) // a client that went away ends r.Context
+			_ = http.NewResponseController(w).Flush()
+		})
+		if err != nil && !begun {
+			fail(w, err)
+		} else if err != nil {
+			_ = out.Encode(PingReply{Done: true, Error: err.Error()})
+		}
+	}
+}
+
+func reply(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // fails only when the client went away
+}
+
+func fail(w http.ResponseWriter, err error) {
+	p := problem{Error: err.Error(), Usage: usage.Is(err)}
+	code := http.StatusInternalServerError
+	if p.Usage {
+		code = http.StatusBadRequest
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(p)
+}
