@@ -1,0 +1,565 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+var (
+	self  = wgkey.Public{10}
+	big   = wgkey.Public{20} // we initiate first
+	small = wgkey.Public{5}  // it does
+	quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+	a, b, c = ap("192.0.2.1:51820"), ap("192.0.2.2:51820"), ap("[2001:db8::3]:51820")
+	x       = ap("198.51.100.7:1024") // on no list
+)
+
+func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+type (
+	paths = map[netip.AddrPort]direction
+	set   = map[wgkey.Public][]netip.AddrPort
+)
+
+func peerOf(key wgkey.Public, ways paths) *fakePeer {
+	return &fakePeer{Observed: Observed{Key: key}, paths: ways, rtt: 20 * time.Millisecond}
+}
+
+func TestConnectsToFirstCandidate(t *testing.T) {
+	for _, tc := range []struct {
+		key    wgkey.Public
+		within time.Duration
+	}{{big, 100 * time.Millisecond}, {small, 1100 * time.Millisecond}} {
+		p := peerOf(tc.key, paths{a: both})
+		story(t, func(t *testing.T, s *world) {
+			s.m.SetCandidates(set{tc.key: {a, b}})
+			s.pass(tc.within)
+			s.change(func() {
+				if p.LastHandshake.IsZero() || !slices.Equal(p.moves, []netip.AddrPort{a}) {
+					t.Errorf("key %d: after %v handshake %v, moves %v", tc.key[0], tc.within, p.LastHandshake, p.moves)
+				}
+			})
+			s.pass(time.Second)
+			s.wantState(tc.key, Up)
+		}, p)
+	}
+}
+
+// The end with the larger key leaves it to the other one.
+func TestLetsSmallerKeyInitiate(t *testing.T) {
+	p := peerOf(small, paths{a: both})
+	p.source = a
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{small: {a, b}})
+		s.pass(300 * time.Millisecond)
+		s.change(func() { p.hear(180); p.LastHandshake, p.session = time.Now(), true })
+		s.pass(10 * time.Second)
+		s.wantState(small, Up)
+		if p.asks != 0 || len(p.moves) != 0 {
+			t.Errorf("asked %d times, moved to %v", p.asks, p.moves)
+		}
+	}, p)
+}
+
+// Initiations that crossed were both dropped: WireGuard alone would wait 5 s.
+func TestCrossedInitiations(t *testing.T) {
+	for _, key := range []wgkey.Public{big, small} {
+		p := peerOf(key, paths{a: both, b: both})
+		p.crossing = 1
+		story(t, func(t *testing.T, s *world) {
+			s.m.SetCandidates(set{key: {a, b}})
+			s.pass(5500 * time.Millisecond)
+			s.wantState(key, Up)
+			if slices.Contains(p.moves, b) {
+				t.Errorf("moves %v, although the peer is on %v", p.moves, a)
+			}
+		}, p)
+	}
+}
+
+func TestMovesFromDeadPath(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		traffic bool
+		keepsUp bool
+		within  time.Duration
+	}{
+		{"traffic", true, false, 15*time.Second + 40*time.Millisecond},
+		{"traffic and keepalives", true, true, 15*time.Second + 40*time.Millisecond},
+		{"idle", false, true, 34 * time.Second},
+	} {
+		for phase := range 5 {
+			t.Run(fmt.Sprint(tc.name, phase), func(t *testing.T) {
+				p := peerOf(big, paths{a: both, b: both})
+				p.traffic, p.keepsUp = tc.traffic, tc.keepsUp
+				story(t, func(t *testing.T, s *world) {
+					s.m.SetCandidates(set{big: {a, b}})
+					s.pass(time.Minute + time.Duration(phase)*230*time.Millisecond)
+					died := time.Now()
+					s.change(func() { p.paths[a] = dead })
+					for p.Endpoint != b || time.Since(p.LastHandshake) > time.Second {
+						s.pass(10 * time.Millisecond)
+						if time.Since(died) > time.Minute {
+							t.Fatal("still not moved after a minute")
+						}
+					}
+					if took := time.Since(died); took > tc.within {
+						t.Errorf("took %v, want %v", took, tc.within)
+					}
+					s.pass(time.Hour)
+					s.wantState(big, Up)
+					if want := []netip.AddrPort{a, b}; !slices.Equal(p.moves, want) {
+						t.Errorf("moves %v, want %v", p.moves, want)
+					}
+					var back Event
+					for _, e := range s.events {
+						if e.To == Up && e.From == Down {
+							back = e
+						}
+					}
+					if back.Old != a || back.New != b || back.Outage < 10*time.Second || back.Outage > tc.within+2*time.Second {
+						t.Errorf("event of the recovery: %+v", back)
+					}
+					if info := s.m.Peers()[big]; info.Endpoint != b || info.Changes[len(info.Changes)-1] != back {
+						t.Errorf("info %+v", info)
+					}
+				}, p)
+			})
+		}
+	}
+}
+
+func TestKeepsLivePath(t *testing.T) {
+	for _, tc := range []struct {
+		name            string
+		traffic, keeps  bool
+		trickle, answer time.Duration // data of ours every trickle, answered by a passive keepalive
+		maxAsks         int
+	}{
+		{name: "traffic", traffic: true},
+		{name: "keepalives", keeps: true},
+		{name: "silent stock peer", maxAsks: 4 * 120},
+		{name: "data one way", trickle: 13 * time.Second, answer: 10*time.Second + 300*time.Millisecond},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := peerOf(big, paths{a: both, b: both})
+			p.traffic, p.keepsUp = tc.traffic, tc.keeps
+			story(t, func(t *testing.T, s *world) {
+				s.m.SetCandidates(set{big: {b, a}})
+				s.pass(2 * time.Second)
+				for end := time.Now().Add(4 * time.Hour); time.Now().Before(end); {
+					if tc.trickle == 0 {
+						s.pass(time.Minute)
+						continue
+					}
+					s.change(func() { p.TxBytes += 96 })
+					time.AfterFunc(tc.answer, func() { s.change(func() { p.hear(keepaliveSize) }) })
+					s.pass(tc.trickle)
+				}
+				if len(p.moves) != 1 || p.asks > tc.maxAsks || p.Endpoint != b {
+					t.Errorf("%d moves, %d questions, on %v", len(p.moves), p.asks, p.Endpoint)
+				}
+				if n := len(s.events); tc.maxAsks == 0 && n != 2 { // the first move, the first handshake
+					t.Errorf("%d events: %+v", n, s.events)
+				}
+			}, p)
+		})
+	}
+}
+
+// Our packets are lost, the peer's arrive: its keepalives, its data, and the
+// handshakes that it starts because it hears nothing.
+func TestOneWayPath(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		setup  func(p *fakePeer)
+		within time.Duration
+	}{
+		{"keepalives", func(p *fakePeer) { p.traffic, p.keepsUp = true, true }, 40 * time.Second},
+		{"handshakes", func(p *fakePeer) { p.traffic, p.calls = true, true }, 15 * time.Second},
+		{"idle handshakes", func(p *fakePeer) { p.calls = true }, 15 * time.Second},
+		{"handshakes and keepalives", func(p *fakePeer) { p.keepsUp, p.calls = true, true }, 15 * time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := peerOf(big, paths{a: both, c: both})
+			story(t, func(t *testing.T, s *world) {
+				s.m.SetCandidates(set{big: {a, b, c}})
+				s.pass(time.Minute)
+				s.change(func() { p.paths[a] = onlyIn; tc.setup(p) })
+				s.pass(tc.within)
+				s.wantState(big, Up)
+				if want := []netip.AddrPort{a, b, c}; p.Endpoint != c || !slices.Equal(compact(p.moves), want) {
+					t.Errorf("on %v, moves %v, want %v", p.Endpoint, p.moves, want)
+				}
+			}, p)
+		})
+	}
+}
+
+// compact drops the moves to the endpoint in use, which only ask there, and
+// what follows from them.
+func compact(moves []netip.AddrPort) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, m := range moves {
+		if !slices.Contains(list, m) {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+func TestFlappingPath(t *testing.T) {
+	p := peerOf(big, paths{a: both, b: both})
+	p.traffic = true
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a, b}})
+		s.pass(time.Minute)
+		for range 100 { // too short to tell from loss
+			s.change(func() { p.paths[a] = dead })
+			s.pass(8 * time.Second)
+			s.change(func() { p.paths[a] = both })
+			s.pass(8 * time.Second)
+		}
+		if len(p.moves) != 1 {
+			t.Errorf("moves %v", p.moves)
+		}
+		for range 100 { // too long to sit out, but it is left once
+			s.change(func() { p.paths[a] = dead })
+			s.pass(20 * time.Second)
+			s.change(func() { p.paths[a] = both })
+			s.pass(20 * time.Second)
+		}
+		if want := []netip.AddrPort{a, b}; !slices.Equal(p.moves, want) {
+			t.Errorf("moves %v, want %v", p.moves, want)
+		}
+	}, p)
+}
+
+func TestAllDead(t *testing.T) {
+	for _, connected := range []bool{true, false} {
+		t.Run(fmt.Sprint("connected before ", connected), func(t *testing.T) {
+			p := peerOf(big, paths{})
+			p.traffic = true
+			story(t, func(t *testing.T, s *world) {
+				s.change(func() { p.paths[a] = direction{connected, connected} })
+				s.m.SetCandidates(set{big: {a, b, c}})
+				s.pass(time.Minute)
+				s.change(func() { p.paths[a] = dead; p.moves = nil })
+				s.pass(time.Hour)
+				s.wantState(big, Down)
+				// The first rounds take 2, 4, 8 and 16 s a candidate, then it is two a minute.
+				if n := len(p.moves); n < 100 || n > 135 {
+					t.Errorf("%d moves in an hour", n)
+				}
+				for i, to := range p.moves[1:] {
+					if to == p.moves[i] {
+						t.Errorf("move %d is to %v again", i+1, to)
+					}
+				}
+				if info := s.m.Peers()[big]; len(info.Changes) > 8 {
+					t.Errorf("%d changes kept: %+v", len(info.Changes), info.Changes)
+				}
+				s.change(func() { p.paths[c] = both })
+				s.pass(3*30*time.Second + time.Second)
+				s.wantState(big, Up)
+			}, p)
+		})
+	}
+}
+
+func TestSingleCandidateIsAskedNotMoved(t *testing.T) {
+	p := peerOf(big, paths{a: both})
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a}})
+		s.pass(time.Minute)
+		s.change(func() { p.paths[a] = dead; p.asks = 0 })
+		s.pass(time.Hour)
+		s.wantState(big, Down)
+		if len(p.moves) != 1 || p.asks < 100 || p.asks > 130 {
+			t.Errorf("moves %v, %d questions", p.moves, p.asks)
+		}
+		s.change(func() { p.paths[a] = both })
+		s.pass(31 * time.Second)
+		s.wantState(big, Up)
+	}, p)
+}
+
+func TestPeerBehindNAT(t *testing.T) {
+	p := peerOf(big, paths{x: both})
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {}})
+		s.pass(time.Hour)
+		s.wantState(big, Unknown)
+		if p.asks+len(p.moves) != 0 {
+			t.Errorf("asked %d times, moves %v", p.asks, p.moves)
+		}
+		s.change(func() { p.source, p.calls, p.keepsUp = x, true, true })
+		s.pass(7 * time.Second)
+		s.wantState(big, Up)
+		s.pass(time.Hour)
+		s.wantState(big, Up)
+		if len(p.moves) != 0 || p.Endpoint != x {
+			t.Errorf("moves %v, on %v", p.moves, p.Endpoint)
+		}
+	}, p)
+}
+
+// A roamed endpoint wins while it is alive, is left when it is not, and is
+// tried again.
+func TestRoamedEndpoint(t *testing.T) {
+	p := peerOf(big, paths{a: both, x: both})
+	p.traffic = true
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a, b}})
+		s.pass(time.Minute)
+		s.change(func() { p.source = x })
+		s.pass(time.Minute)
+		s.m.SetCandidates(set{big: {b, c}})
+		s.pass(time.Hour)
+		s.wantState(big, Up)
+		if len(p.moves) != 1 || p.Endpoint != x {
+			t.Fatalf("moves %v, on %v", p.moves, p.Endpoint)
+		}
+		s.change(func() { p.paths[x], p.paths[a] = dead, dead })
+		s.pass(22 * time.Second)
+		s.wantState(big, Down)
+		s.change(func() { p.paths[x] = both })
+		s.pass(16 * time.Second)
+		s.wantState(big, Up)
+		if want := []netip.AddrPort{a, b, c, x}; !slices.Equal(compact(p.moves), want) || p.Endpoint != x {
+			t.Errorf("moves %v, want %v; on %v", p.moves, want, p.Endpoint)
+		}
+	}, p)
+}
+
+// A peer that is given up, and heard from an address that we do not know, is
+// asked there; once in a round if it does not hear us there.
+func TestHeardWhileDown(t *testing.T) {
+	for _, way := range []direction{both, onlyIn} {
+		t.Run(fmt.Sprint(way), func(t *testing.T) {
+			p := peerOf(big, paths{a: both})
+			p.traffic = true
+			story(t, func(t *testing.T, s *world) {
+				s.m.SetCandidates(set{big: {a, b}})
+				s.pass(time.Minute)
+				s.change(func() { p.paths[a] = dead })
+				s.pass(10 * time.Minute)
+				s.wantState(big, Down)
+				p.moves = nil
+				s.change(func() { p.paths[x] = way; p.source, p.streams, p.traffic = x, true, false })
+				s.pass(3 * time.Second)
+				if p.Endpoint != x || !slices.Contains(p.moves, x) {
+					t.Errorf("on %v, moves %v", p.Endpoint, p.moves)
+				}
+				if way == both {
+					s.wantState(big, Up)
+					return
+				}
+				s.pass(2 * time.Minute)
+				s.wantState(big, Down)
+				if !slices.Contains(p.moves, a) || !slices.Contains(p.moves, b) {
+					t.Errorf("moves %v leave candidates out", p.moves)
+				}
+			}, p)
+		})
+	}
+}
+
+func TestCandidatesChange(t *testing.T) {
+	p := peerOf(big, paths{a: both, b: both, c: both})
+	p.traffic = true
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a, b}})
+		s.pass(time.Minute)
+		s.m.SetCandidates(set{big: {b, a, a}}) // another order, and a duplicate: no reason to move
+		s.pass(time.Minute)
+		if len(p.moves) != 1 {
+			t.Fatalf("moves %v", p.moves)
+		}
+		s.m.SetCandidates(set{big: {c, b}})
+		s.pass(100 * time.Millisecond)
+		if want := []netip.AddrPort{a, c}; !slices.Equal(p.moves, want) || time.Since(p.LastHandshake) > time.Second {
+			t.Fatalf("moves %v, want %v; handshake %v ago", p.moves, want, time.Since(p.LastHandshake))
+		}
+		s.pass(2 * time.Second)
+		s.wantState(big, Up)
+
+		s.m.SetCandidates(set{big: {}}) // nothing better: stay
+		s.pass(time.Minute)
+		s.m.SetCandidates(set{big: {b}}) // it is on none of the last list: as good as roamed
+		s.pass(time.Minute)
+		s.wantState(big, Up)
+		if len(p.moves) != 2 {
+			t.Errorf("moves %v", p.moves)
+		}
+
+		s.change(func() { p.paths[b], p.paths[c] = dead, dead })
+		s.pass(time.Hour) // long pauses between questions by now
+		s.wantState(big, Down)
+		s.m.SetCandidates(set{big: {b, a}})
+		s.pass(100 * time.Millisecond)
+		if p.Endpoint != a || time.Since(p.LastHandshake) > time.Second {
+			t.Errorf("a new candidate was not asked at once: on %v", p.Endpoint)
+		}
+	}, p)
+}
+
+// Sets that follow one another faster than initiations may.
+func TestCandidatesChangeFast(t *testing.T) {
+	p := peerOf(big, paths{a: both, b: both})
+	story(t, func(t *testing.T, s *world) {
+		for range 20 {
+			s.m.SetCandidates(set{big: {a}})
+			s.pass(time.Millisecond)
+			s.m.SetCandidates(set{big: {b}})
+			s.pass(time.Millisecond)
+		}
+		s.pass(5 * time.Second)
+		s.wantState(big, Up)
+		if p.Endpoint != b {
+			t.Errorf("on %v", p.Endpoint)
+		}
+	}, p)
+}
+
+func TestForgetsRemovedPeer(t *testing.T) {
+	p, q := peerOf(big, paths{a: both}), peerOf(small, paths{b: both})
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a}, small: {b}})
+		s.pass(time.Minute)
+		s.m.SetCandidates(set{small: {b}})
+		s.pass(time.Second)
+		s.change(func() { asked := p.asks; p.paths[a] = dead; delete(s.peers, big); p.asks = asked })
+		s.pass(time.Hour)
+		if _, ok := s.m.Peers()[big]; ok || len(s.m.peers) != 1 || p.asks > 2 {
+			t.Errorf("peers %+v, %d questions", s.m.Peers(), p.asks)
+		}
+		s.wantState(small, Up)
+	}, p, q)
+}
+
+// A peer that is taken off the device and put back starts anew.
+func TestDeviceForgetsPeer(t *testing.T) {
+	p := peerOf(big, paths{a: both})
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a}})
+		s.pass(time.Minute)
+		s.change(func() { delete(s.peers, big) })
+		s.pass(2 * time.Second)
+		s.wantState(big, Unknown)
+		fresh := peerOf(big, paths{a: both})
+		s.change(func() { s.peers[big] = fresh })
+		s.pass(3 * time.Second)
+		s.wantState(big, Up)
+		again := peerOf(big, paths{a: both}) // replaced between two readings
+		s.change(func() { s.peers[big] = again })
+		s.pass(3 * time.Second)
+		s.wantState(big, Up)
+		if !slices.Equal(again.moves, []netip.AddrPort{a}) {
+			t.Errorf("moves %v", again.moves)
+		}
+	}, p)
+}
+
+// Time in which nothing was seen is not silence, and a step of the wall clock
+// is not a handshake more than once.
+func TestBlindTimeAndClockSteps(t *testing.T) {
+	p := peerOf(big, paths{a: both, b: both})
+	p.traffic = true
+	story(t, func(t *testing.T, s *world) {
+		s.m.SetCandidates(set{big: {a, b}})
+		s.pass(time.Minute)
+		s.change(func() { s.err = errors.New("device is busy"); p.traffic = false })
+		s.pass(10 * time.Minute)
+		s.change(func() { s.err = nil })
+		s.pass(5 * time.Second)
+		s.wantState(big, Up)
+		s.change(func() { p.LastHandshake = p.LastHandshake.Add(-5 * time.Hour); p.traffic = true })
+		s.pass(time.Minute)
+		s.change(func() { p.LastHandshake = p.LastHandshake.Add(10 * time.Hour) })
+		s.pass(time.Minute)
+		s.wantState(big, Up)
+		if len(p.moves) != 1 || p.asks != 0 {
+			t.Errorf("moves %v, %d questions", p.moves, p.asks)
+		}
+	}, p)
+}
+
+// After a pause of this process a peer still gets its time to answer.
+func TestPauseIsNotSilence(t *testing.T) {
+	m := New(Config{Self: self, Log: quiet, Peers: func() ([]Observed, error) { return nil, nil }})
+	m.SetCandidates(set{})
+	m.check()
+	m.read = m.read.Add(-time.Hour)
+	before := m.clock
+	if m.check(); m.clock-before > 2*interval {
+		t.Errorf("a pause of an hour counts as %v", m.clock-before)
+	}
+}
+
+func TestMoveFails(t *testing.T) {
+	p := peerOf(big, paths{b: both})
+	story(t, func(t *testing.T, s *world) {
+		move := s.m.cfg.Move
+		s.m.cfg.Move = func(key wgkey.Public, to netip.AddrPort) error {
+			err := move(key, to)
+			if to == a {
+				err = errors.New("network is unreachable")
+			}
+			return err
+		}
+		s.m.SetCandidates(set{big: {a, b}})
+		s.pass(4 * time.Second)
+		s.wantState(big, Up)
+	}, p)
+}
+
+// The second of two initiations within 20 ms would be dropped.
+func TestStepKeepsSpacing(t *testing.T) {
+	now := time.Hour
+	seen := Observed{Key: big, Endpoint: a, LastHandshake: time.Unix(9, 0)}
+	p, _ := step(now, path{}, seen, []netip.AddrPort{a}, true)
+	p, act := step(now, p, seen, []netip.AddrPort{b}, true)
+	if act.do != move || p.last.Endpoint != b || p.state != Suspect {
+		t.Fatalf("%+v, path %+v", act, p)
+	}
+	seen.Endpoint = b
+	p, act = step(now+24*time.Millisecond, p, seen, []netip.AddrPort{c}, true)
+	if act.do != stay {
+		t.Errorf("after 24ms %+v", act)
+	}
+	if p, act = step(now+25*time.Millisecond, p, seen, []netip.AddrPort{c}, true); act.do != move || p.last.Endpoint != c {
+		t.Errorf("after 25ms %+v, path %+v", act, p)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for n, want := range map[uint64]bool{0: true, 32: true, 92: true, 124: true, 148: true, 180: true, 240: true, 272: true, 512: true,
+		64: false, 96: false, 112: false, 128: false, 160: false, 1312: false, 1452: false, 1 << 40: false} {
+		if got := handshakesOnly(n); got != want {
+			t.Errorf("handshakesOnly(%d) = %v", n, got)
+		}
+	}
+	for n, want := range map[uint64]bool{0: false, 148: true, 296: true, 444: false, 180: false, 92: false, 32: false} {
+		if got := initiationsOnly(n); got != want {
+			t.Errorf("initiationsOnly(%d) = %v", n, got)
+		}
+	}
+}
+
+func TestStateText(t *testing.T) {
+	for s, want := range map[State]string{Unknown: "unknown", Up: "up", Suspect: "suspect", Down: "down", 9: "state 9"} {
+		if text, err := s.MarshalText(); string(text) != want || err != nil {
+			t.Errorf("%d is %q, %v; want %q", uint8(s), text, err, want)
+		}
+	}
+}
