@@ -1,0 +1,329 @@
+// Package dnsserver answers the names of the mesh from an immutable Zone and
+// forwards the others. It answers nobody who asks from outside.
+package dnsserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	readTimeout = 2 * time.Second // for the first query of a TCP connection, to its last byte
+	idleTimeout = 8 * time.Second // for each one after it (RFC 7766, section 6.2.3: a few seconds)
+	readBuffer  = 1 << 20         // bytes asked of the kernel for each UDP socket, for bursts
+)
+
+// A Config says where to listen, whom to answer and whom to ask.
+type Config struct {
+	Listen []netip.AddrPort // required; each by UDP and TCP. Port 0: one that is free, see Addrs
+
+	// Apex and Reverse are as in ZoneConfig. They say which names are SERVFAIL,
+	// and never forwarded, before the first SetZone.
+	Apex    string // required
+	Reverse []netip.Prefix
+
+	// Answer says whether to answer what arrives on an interface; nil: always.
+	// It is called for every query and has to be fast. On Linux a query whose
+	// interface is not known is refused; elsewhere ifindex always is 0.
+	Answer func(ifindex int) bool
+
+	// Upstreams returns whom to ask for names that are not ours, in order of
+	// preference. Our own addresses among them are left out. nil or empty: SERVFAIL.
+	Upstreams func() []netip.AddrPort
+
+	Log *slog.Logger // nil: none
+}
+
+// Stats counts what a Server did since Listen.
+type Stats struct {
+	Queries   uint64 // that could be parsed
+	Malformed uint64 // that could not
+	Zone      uint64 // answered by the zone, in whatever way
+	Refused   uint64 // arrived on an interface that is not answered
+	Forwarded uint64 // questions asked of upstreams
+	Failed    uint64 // of these, without an answer
+	Busy      uint64 // not forwarded, because too many were
+	Rejected  uint64 // TCP connections, because there were too many
+}
+
+// A Server is a DNS server on sockets that are open. Close or Run ends it.
+type Server struct {
+	answer  func(ifindex int) bool
+	log     *slog.Logger
+	zone    atomic.Pointer[Zone]
+	forward forwarder
+	addrs   []netip.AddrPort
+	packets []*packetConn
+	streams []*listener
+	stats   struct {
+		queries, malformed, zone, refused, forwarded, failed, busy, rejected atomic.Uint64
+	}
+}
+
+// Listen opens the sockets, or none. An error names the address and the
+// protocol; errors.Is(err, syscall.EADDRINUSE) says that somebody else is there.
+func Listen(c Config) (*Server, error) {
+	z, _, err := newZone(c.Apex, c.Reverse)
+	if err != nil {
+		return nil, err
+	}
+	z.unknown = true
+	if len(c.Listen) == 0 {
+		return nil, errors.New("no address to listen on")
+	}
+	s := &Server{answer: c.Answer, log: c.Log}
+	s.zone.Store(z)
+	s.forward = forwarder{upstreams: c.Upstreams, own: s.own, ask: ask, slots: make(chan struct{}, maxForwarded)}
+	if s.answer == nil {
+		s.answer = func(int) bool { return true }
+	}
+	if s.forward.upstreams == nil {
+		s.forward.upstreams = func() []netip.AddrPort { return nil }
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, addr := range c.Listen {
+		if err := s.listen(addr); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// listen opens both sockets of one address.
+func (s *Server) listen(addr netip.AddrPort) error {
+	ip := addr.Addr().Unmap()
+	if !ip.IsValid() {
+		return fmt.Errorf("listen on %v: want an IP address and a port", addr)
+	}
+	family := "4"
+	if ip.Is6() {
+		family = "6"
+	}
+	lc := net.ListenConfig{Control: wantArrival}
+	for tries := 10; ; tries-- {
+		pc, err := lc.ListenPacket(context.Background(), "udp"+family, netip.AddrPortFrom(ip, addr.Port()).String())
+		if err != nil {
+			return err
+		}
+		udp := pc.(*net.UDPConn)
+		udp.SetReadBuffer(readBuffer) // as much of it as the kernel allows
+		bound := netip.AddrPortFrom(ip, udp.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+		l, err := lc.Listen(context.Background(), "tcp"+family, bound.String())
+		if err != nil {
+			udp.Close()
+			if addr.Port() == 0 && tries > 0 {
+				continue // the free port is taken for TCP
+			}
+			return err
+		}
+		s.addrs = append(s.addrs, bound)
+		s.packets = append(s.packets, &packetConn{UDPConn: udp})
+		s.streams = append(s.streams, &listener{
+			TCPListener: l.(*net.TCPListener), answered: s.answered, rejected: &s.stats.rejected,
+			clients: make(map[netip.Addr]int),
+		})
+		return nil
+	}
+}
+
+// Close closes the sockets, for a server that does not Run.
+func (s *Server) Close() error {
+	var err error
+	for i := range s.packets {
+		err = errors.Join(err, s.packets[i].Close(), s.streams[i].Close())
+	}
+	return err
+}
+
+// Addrs returns the addresses that s listens on, with their real ports.
+func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
+
+// SetZone has all queries from now on answered from z. It may be called at
+// any time, from any goroutine.
+func (s *Server) SetZone(z *Zone) { s.zone.Store(z) }
+
+// Stats returns the counts so far.
+func (s *Server) Stats() Stats {
+	return Stats{
+		Queries:   s.stats.queries.Load(),
+		Malformed: s.stats.malformed.Load(),
+		Zone:      s.stats.zone.Load(),
+		Refused:   s.stats.refused.Load(),
+		Forwarded: s.stats.forwarded.Load(),
+		Failed:    s.stats.failed.Load(),
+		Busy:      s.stats.busy.Load(),
+		Rejected:  s.stats.rejected.Load(),
+	}
+}
+
+// Run serves until ctx is done, then closes the sockets and returns nil. It
+// may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range s.packets {
+		s.serve(ctx, g, &dns.Server{PacketConn: s.packets[i], UDPSize: ednsSize})
+		s.serve(ctx, g, &dns.Server{
+			Listener: s.streams[i], ReadTimeout: readTimeout, IdleTimeout: func() time.Duration { return idleTimeout },
+			MaxTCPQueries: -1, // connections are limited instead: one closed on pipelined queries loses answers
+		})
+	}
+	return g.Wait()
+}
+
+// serve runs srv in g until ctx is done.
+func (s *Server) serve(ctx context.Context, g *errgroup.Group, srv *dns.Server) {
+	started := make(chan struct{}) // Shutdown does nothing before
+	srv.NotifyStartedFunc = func() { close(started) }
+	srv.MsgInvalidFunc = func([]byte, error) { s.stats.malformed.Add(1) }
+	srv.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { s.handle(ctx, w, r) })
+	g.Go(func() error {
+		if err := srv.ActivateAndServe(); err != nil {
+			return fmt.Errorf("serve dns: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		<-started
+		srv.Shutdown()
+		return nil
+	})
+}
+
+// handle answers r. What has to be forwarded keeps nothing else waiting: the
+// library gives each datagram a goroutine, and a connection's get one here.
+func (s *Server) handle(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) {
+	o := w.RemoteAddr().(*origin)
+	s.stats.queries.Add(1)
+	if !s.answered(o) {
+		s.stats.refused.Add(1)
+		s.send(w, o, r, failure(r, dns.RcodeRefused))
+		return
+	}
+	if m := respond(s.zone.Load(), r, rand.Uint32()); m != nil {
+		s.stats.zone.Add(1)
+		s.send(w, o, r, m)
+		return
+	}
+	if !s.forward.enter() {
+		s.stats.busy.Add(1)
+		s.send(w, o, r, failure(r, dns.RcodeServerFailure))
+		return
+	}
+	if o.tcp == nil {
+		s.relay(ctx, w, o, r)
+		return
+	}
+	o.tcp.pending.Go(func() { s.relay(ctx, w, o, r) })
+}
+
+// relay answers r from upstream and leaves the forwarder.
+func (s *Server) relay(ctx context.Context, w dns.ResponseWriter, o *origin, r *dns.Msg) {
+	defer s.forward.leave()
+	s.stats.forwarded.Add(1)
+	m, up, err := s.forward.forward(ctx, r)
+	if err != nil {
+		s.stats.failed.Add(1)
+		m = failure(r, dns.RcodeServerFailure)
+	}
+	if s.log.Enabled(ctx, slog.LevelDebug) {
+		s.log.Debug("forwarded a query", "name", r.Question[0].Name, "type", dns.TypeToString[r.Question[0].Qtype],
+			"client", o.client, "upstream", up, "rcode", dns.RcodeToString[m.Rcode], "err", err)
+	}
+	s.send(w, o, r, m)
+}
+
+// send answers r with m, made to fit. That the client is gone is no error of ours.
+func (s *Server) send(w dns.ResponseWriter, o *origin, r, m *dns.Msg) {
+	b, err := pack(m, limit(r, o.tcp != nil))
+	if err != nil { // a name or record of an upstream that cannot be written
+		if b, err = failure(r, dns.RcodeServerFailure).Pack(); err != nil {
+			return
+		}
+	}
+	if o.tcp != nil {
+		o.tcp.send(b)
+		return
+	}
+	w.Write(b)
+}
+
+func (s *Server) answered(o *origin) bool { return o.known && s.answer(o.ifindex) }
+
+// own reports whether up is an address that s listens on.
+func (s *Server) own(up netip.AddrPort) bool {
+	for _, a := range s.addrs {
+		if a.Port() != up.Port() {
+			continue
+		}
+		if a.Addr() == up.Addr().Unmap() || a.Addr().IsUnspecified() && onThisHost(up.Addr().Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+func onThisHost(ip netip.Addr) bool {
+	if ip.IsLoopback() || ip.IsUnspecified() {
+		return true
+	}
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ip {
+			return true
+		}
+	}
+	return false
+}
+
+// Resolve answers a question as a client that s answers would be, from the
+// zone or from upstream. The type is a mnemonic like "A". A question
+// that got no answer is an error; SERVFAIL of the zone or an upstream is none.
+func (s *Server) Resolve(ctx context.Context, name, qtype string) (Result, error) {
+	if _, ok := dns.IsDomainName(name); !ok {
+		return Result{}, fmt.Errorf("%q is not a domain name", name)
+	}
+	t, err := parseType(qtype)
+	if err != nil {
+		return Result{}, err
+	}
+	r := new(dns.Msg).SetQuestion(dns.Fqdn(name), t)
+	if m := respond(s.zone.Load(), r, rand.Uint32()); m != nil {
+		res := result(m)
+		res.Ours = true
+		return res, nil
+	}
+	if !s.forward.enter() {
+		return Result{}, errors.New("too many queries are being forwarded")
+	}
+	defer s.forward.leave()
+	m, up, err := s.forward.forward(ctx, r)
+	if err != nil {
+		return Result{}, fmt.Errorf("forward %s: %w", name, err)
+	}
+	res := result(m)
+	res.Upstream = up
+	return res, nil
+}
+
+func parseType(text string) (uint16, error) {
+	t, ok := dns.StringToType[strings.ToUpper(text)]
+	if !ok {
+		return 0, fmt.Errorf("unknown record type %q", text)
+	}
+	return t, nil
+}
