@@ -1,0 +1,38 @@
+package statefile
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+const oNoFollow = syscall.O_NOFOLLOW
+
+var errLocked = syscall.EWOULDBLOCK
+
+// flock locks f against other openings of the same file; the lock ends with f.
+// Unless wait is set it returns errLocked at once when it cannot.
+func flock(f *os.File, wait bool) error {
+	how := syscall.LOCK_EX
+	if !wait {
+		how |= syscall.LOCK_NB
+	}
+	for {
+		if err := syscall.Flock(int(f.Fd()), how); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// syncDir makes a rename in dir outlive a power cut.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // file systems that cannot do it say EINVAL
+		return err
+	}
+	return nil
+}

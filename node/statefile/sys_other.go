@@ -1,0 +1,19 @@
+//go:build !linux
+
+package statefile
+
+import (
+	"errors"
+	"os"
+)
+
+// A node runs on Linux only. Elsewhere there are no locks: the commands that
+// write state there are run by one person at a time.
+
+const oNoFollow = 0
+
+var errLocked = errors.New("locked")
+
+func flock(*os.File, bool) error { return nil }
+
+func syncDir(string) error { return nil }
