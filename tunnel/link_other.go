@@ -1,0 +1,16 @@
+//go:build !linux
+
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+var errNotLinux = errors.New("the tunnel needs Linux")
+
+func openTUN(string, int) (tun.Device, error) { return nil, errNotLinux }
+
+func configureLink(string, int, []netip.Prefix) ([]string, error) { return nil, errNotLinux }

@@ -1,0 +1,156 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+// A PeerStatus is a peer as the device has it.
+type PeerStatus struct {
+	Key           wgkey.Public
+	Endpoint      netip.AddrPort // in use; zero: none yet
+	AllowedIPs    []netip.Prefix
+	Keepalive     time.Duration // zero: off
+	LastHandshake time.Time     // completed; zero: never
+	RxBytes       uint64        // including WireGuard's own, since the peer was added
+	TxBytes       uint64
+}
+
+// Peers returns the peers that the device has, sorted by key.
+func (t *Tunnel) Peers() ([]PeerStatus, error) {
+	s, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	peers := make([]PeerStatus, len(s.peers))
+	for i, p := range s.peers {
+		peers[i] = p.PeerStatus
+	}
+	return peers, nil
+}
+
+// SetPeers makes the wanted peers, and no others, be on the device, and the
+// device have its key and port, whatever it has now and whoever set that. It
+// returns what it had to change. Where nothing differs nothing is sent; in no
+// case is the endpoint of a peer that stays.
+//
+// A new peer has no endpoint. It sends no handshake before Move gave it one, or
+// the peer's own handshake did, unless there are packets for it.
+func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
+	w := want{key: t.cfg.Key, port: t.cfg.ListenPort, peers: peers}
+	if err := w.check(); err != nil {
+		return nil, fmt.Errorf("set peers: %w", err)
+	}
+	t.setting.Lock()
+	defer t.setting.Unlock()
+	s, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	device, lines, changes := diff(s, w)
+	if device != "" {
+		err = t.dev.IpcSet(device)
+	}
+	if lines != "" {
+		err = errors.Join(err, t.dev.IpcSet(lines))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("set peers: %w", err)
+	}
+	return changes, nil
+}
+
+// Move makes the peer use endpoint and asks it at once for a new handshake
+// there. What the peer is sent meanwhile waits for that. Two calls for one peer
+// have to be more than 20 ms apart, or the second handshake is not answered:
+// WireGuard takes it for a flood.
+func (t *Tunnel) Move(key wgkey.Public, endpoint netip.AddrPort) error {
+	err := t.move(key, endpoint)
+	if err != nil {
+		return fmt.Errorf("move peer %v to %v: %w", key, endpoint, err)
+	}
+	return nil
+}
+
+func (t *Tunnel) move(key wgkey.Public, endpoint netip.AddrPort) error {
+	if !endpoint.Addr().IsValid() || endpoint.Port() == 0 {
+		return errors.New("want an address and a port")
+	}
+	peer, err := t.lookup(key)
+	if err != nil {
+		return err
+	}
+	ep, err := t.bind.ParseEndpoint(netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port()).String())
+	if err != nil {
+		return err
+	}
+	// Not through the device's "set": that one would start a handshake of its own
+	// when packets are waiting, just before the keys expire here, and of two
+	// within 20 ms the peer answers the first, which has expired. Nor may the keys
+	// expire first: a packet in between starts a handshake on the old endpoint,
+	// and WireGuard allows the next one only 5 s later.
+	peer.SetEndpointFromPacket(ep)
+	peer.ExpireCurrentKeypairs() // forgets when the last handshake was sent, too
+	return peer.SendHandshakeInitiation(false)
+}
+
+// Ask asks the peer for a new handshake, on the endpoint in use. The keys in use
+// stay valid meanwhile. If a handshake was sent or answered in the last 5 s it
+// does nothing, as WireGuard has it.
+func (t *Tunnel) Ask(key wgkey.Public) error {
+	err := t.ask(key)
+	if err != nil {
+		return fmt.Errorf("ask peer %v: %w", key, err)
+	}
+	return nil
+}
+
+func (t *Tunnel) ask(key wgkey.Public) error {
+	peer, err := t.lookup(key)
+	if err != nil {
+		return err
+	}
+	s, err := t.read()
+	if err != nil {
+		return err
+	}
+	for _, p := range s.peers {
+		if p.Key == key && !p.Endpoint.IsValid() {
+			return errors.New("it has no endpoint") // to try would be to wait 5 s
+		}
+	}
+	return peer.SendHandshakeInitiation(false)
+}
+
+func (t *Tunnel) lookup(key wgkey.Public) (*device.Peer, error) {
+	if t.isClosed() {
+		return nil, ErrClosed
+	}
+	peer := t.dev.LookupPeer(device.NoisePublicKey(key))
+	if peer == nil {
+		return nil, errors.New("there is no such peer")
+	}
+	return peer, nil
+}
+
+// read returns what the device has.
+func (t *Tunnel) read() (state, error) {
+	if t.isClosed() {
+		return state{}, ErrClosed
+	}
+	text, err := t.dev.IpcGet()
+	if err != nil {
+		return state{}, fmt.Errorf("read the device: %w", err)
+	}
+	s, err := parseState(text)
+	if err != nil {
+		return state{}, fmt.Errorf("read the device: %w", err)
+	}
+	return s, nil
+}

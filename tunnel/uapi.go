@@ -1,0 +1,81 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// The socket on which wg(8) speaks to a userspace device. The listener of the
+// module's own ipc package does the same, except that it ends when somebody
+// deletes the socket file or changes its mode.
+
+// socketDir is where wg(8) looks for <interface>.sock.
+const socketDir = "/var/run/wireguard"
+
+// A socket is the listening end. Its methods are for one goroutine at a time.
+type socket struct {
+	path string
+	l    *net.UnixListener
+	file fs.FileInfo // of path when it was made
+}
+
+// listenSocket makes the socket at path with mode 0600. One that a dead process
+// left there is replaced, one that answers is an error.
+func listenSocket(path string) (*socket, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: makePrivate}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{path: path, l: l.(*net.UnixListener)}
+	s.l.SetUnlinkOnClose(false) // by name alone it might remove another's
+	if s.file, err = os.Lstat(path); err != nil {
+		s.l.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func removeStale(path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case fi.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is not a socket: remove it", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return fmt.Errorf("%s is served by another process: end it, or choose another interface name", path)
+	}
+	return os.Remove(path)
+}
+
+// inPlace reports whether path still leads to this socket.
+func (s *socket) inPlace() bool {
+	fi, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(fi, s.file)
+}
+
+// Close closes the socket and removes its file, if the file is still this one.
+func (s *socket) Close() error {
+	err := s.l.Close()
+	if s.inPlace() {
+		err = errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}
