@@ -86,7 +86,8 @@ func (e *OwnerError) Error() string {
 // A Store keeps the catalog. It reads the rows of all servers and writes those
 // of its own server only. All methods may be called at any time from any
 // goroutine, whether Run is running or not; a write that returned nil is
-// durable and is in the next Snapshot, and one that failed changed nothing.
+// durable and is in the next Snapshot, and one that failed changed nothing,
+// unless its error says that it was only not read back.
 type Store interface {
 	// Snapshot returns the latest complete view, nil before the first.
 	Snapshot() *Snapshot

@@ -18,10 +18,7 @@ import (
 	"github.com/acidtib/jiji-node/registry"
 )
 
-const (
-	poll    = time.Second     // how often Run asks whether another process wrote
-	timeout = 5 * time.Second // default of Config.BusyTimeout
-)
+const timeout = 5 * time.Second // default of Config.BusyTimeout
 
 // A Config says which file, and whose rows may be written.
 type Config struct {
@@ -34,8 +31,9 @@ type Config struct {
 // A Store is a registry.Store in a file.
 type Store struct {
 	cfg  Config
-	db   *sql.DB     // of one connection: who holds it has the turn
-	file fs.FileInfo // of what the connection has open
+	db   *sql.DB       // of one connection: who holds it has the turn
+	file fs.FileInfo   // of what the connection has open
+	poll time.Duration // how often Run asks whether another process wrote
 
 	snapshot atomic.Pointer[registry.Snapshot]
 	changed  chan struct{}
@@ -72,7 +70,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open registry %s: %w", cfg.Path, err)
 	}
 	db.SetMaxOpenConns(1)
-	s := &Store{cfg: cfg, db: db, file: file, changed: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, db: db, file: file, poll: time.Second, changed: make(chan struct{}, 1)}
 	s.close = sync.OnceValue(s.shut)
 	err = s.turn(ctx, func(ctx context.Context, conn *sql.Conn) error {
 		if err := migrate(ctx, conn); err != nil {
@@ -164,7 +162,7 @@ func (s *Store) Deregister(ctx context.Context, ids ...string) (removed int, err
 // Run implements registry.Store: it publishes what another process wrote to
 // the file, within about a second.
 func (s *Store) Run(ctx context.Context) error {
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(s.poll)
 	defer tick.Stop()
 	fault := "" // the one that was logged last
 	for {
@@ -237,10 +235,13 @@ func (s *Store) write(ctx context.Context, f func(context.Context, *writer) erro
 		if err := tx.Commit(); err != nil {
 			return err
 		}
-		if w.changes > 0 {
-			return s.read(ctx, conn)
+		if w.changes == 0 {
+			return s.refresh(ctx, conn)
 		}
-		return s.refresh(ctx, conn)
+		if err := s.read(ctx, conn); err != nil {
+			return fmt.Errorf("written, but not read back: %w", err)
+		}
+		return nil
 	})
 }
 

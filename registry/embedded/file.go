@@ -33,7 +33,18 @@ const oldest = 1
 // closing it again would drop the locks that this process has on it (POSIX).
 func prepare(path string) (fs.FileInfo, error) {
 	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	absent := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !absent {
+		return nil, err
+	}
+	if !absent && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file (%v)", path, info.Mode())
+	}
+	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 && (absent || info.Size() == 0) {
+		// SQLite would drop the log, and all that is in it.
+		return nil, fmt.Errorf("%s is absent or empty, but there is %s-wal: put the file that it belongs to back, or move it away", path, path)
+	}
+	if absent {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return nil, err
@@ -41,21 +52,8 @@ func prepare(path string) (fs.FileInfo, error) {
 		if err := errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(path))); err != nil {
 			return nil, err
 		}
-		info, err = os.Stat(path)
-		if err != nil {
-			return nil, err
-		}
-	} else if err != nil {
-		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file (%v)", path, info.Mode())
-	}
-	// SQLite would drop the log of an empty file, and all that is in it.
-	if wal, err := os.Stat(path + "-wal"); err == nil && wal.Size() > 0 && info.Size() == 0 {
-		return nil, fmt.Errorf("%s is empty or new but %s-wal is not: put the file that it belongs to back, or move it away", path, path)
-	}
-	return info, nil
+	return os.Stat(path)
 }
 
 // restrict gives the file and what SQLite put beside it their mode. SQLite
@@ -115,7 +113,7 @@ func migrate(ctx context.Context, conn *sql.Conn) error {
 		return err
 	}
 	if verdict != "ok" {
-		return &damageError{verdict}
+		return &damageError{strings.Join(strings.Fields(verdict), " ")}
 	}
 	have, err := fileVersion(ctx, conn)
 	if err != nil || have >= len(migrations) {
