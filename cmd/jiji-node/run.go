@@ -1,0 +1,172 @@
+package main
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/acidtib/jiji-node/node"
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/usage"
+)
+
+// A runFlags is what `run` can be told.
+type runFlags struct {
+	network   string
+	name      string
+	endpoints []string
+	cluster   string
+	domain    string
+	dnsPort   uint16
+	upstreams []string
+	mtu       int
+	enabled   bool
+}
+
+func (a *app) addRunFlags(f *pflag.FlagSet, r *runFlags) {
+	f.StringVar(&r.network, "network", "", "topology file that others write (default: the state directory's own network.json)")
+	f.StringVar(&r.name, "name", "", "host name of this server (default: the known one, else the machine's)")
+	f.StringArrayVar(&r.endpoints, "endpoint", nil, "address under which others reach this server, IP or IP:PORT; may be repeated (default: the known ones, else the interfaces' addresses)")
+	f.StringVar(&r.cluster, "cluster-cidr", ipplan.DefaultCluster, "addresses of the whole mesh, for a new one; else it has to be the cluster's")
+	f.StringVar(&r.domain, "domain", "jiji", "domain of the mesh's names, for a new one; else it has to be the cluster's")
+	a.addLinkFlags(f)
+	f.IntVar(&r.mtu, "mtu", 0, "MTU of the interface, 1280 to 8921 (default: what the underlay carries)")
+	f.Uint16Var(&r.dnsPort, "dns-port", 53, "UDP and TCP port of the name server on the WireGuard IP")
+	f.StringArrayVar(&r.upstreams, "dns-upstream", nil, "name server for names outside the mesh, IP or IP:PORT; may be repeated (default: the host's own)")
+	f.BoolVar(&r.enabled, "network-enabled", true, "false: report ready and end at once")
+}
+
+func (a *app) addLinkFlags(f *pflag.FlagSet) {
+	f.StringVar(&a.link, "interface", "jiji0", "name of the WireGuard interface")
+	f.Uint16Var(&a.listenPort, "listen-port", 51820, "UDP port of WireGuard")
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var r runFlags
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run the node in the foreground, until SIGTERM",
+		Long: `Run the node in the foreground, until SIGTERM. A new machine needs no arguments:
+it gets a key, subnet 0 and an embedded registry. What is in the way is said
+before anything is touched.`,
+		Example: "  jiji-node run\n  jiji-node run --network /etc/jiji/network.json --endpoint 203.0.113.10",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !r.enabled {
+				return node.RunDisabled(a.log)
+			}
+			cfg, err := a.nodeConfig(r)
+			if err != nil {
+				return err
+			}
+			return node.Run(cmd.Context(), cfg)
+		},
+	}
+	a.addRunFlags(c.Flags(), &r)
+	return c
+}
+
+// nodeConfig turns text into types.
+func (a *app) nodeConfig(r runFlags) (node.Config, error) {
+	cfg := node.Config{
+		StateDir: a.stateDir, RuntimeDir: a.runtimeDir, NetworkFile: r.network, Name: r.name,
+		Interface: a.link, ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
+		Version: version, Settings: a.settings(), Log: a.log,
+	}
+	var err error
+	if cfg.Endpoints, err = parseEndpoints(r.endpoints, a.listenPort); err != nil {
+		return cfg, err
+	}
+	if a.chosen("cluster-cidr") {
+		if cfg.Cluster, err = parseCluster(r.cluster); err != nil {
+			return cfg, err
+		}
+	}
+	if a.chosen("domain") {
+		cfg.Domain = strings.ToLower(strings.TrimSuffix(r.domain, "."))
+	}
+	for _, text := range r.upstreams {
+		ep, err := netip.ParseAddrPort(text)
+		if err != nil {
+			ip, err := netip.ParseAddr(text)
+			if err != nil {
+				return cfg, usage.Errorf("--dns-upstream %q: want IP or IP:PORT, such as 1.1.1.1", text)
+			}
+			ep = netip.AddrPortFrom(ip, 53)
+		}
+		cfg.Upstreams = append(cfg.Upstreams, ep)
+	}
+	switch {
+	case a.listenPort == 0:
+		return cfg, usage.Errorf("--listen-port 0: want 1 to 65535: peers have to know it")
+	case r.dnsPort == 0:
+		return cfg, usage.Errorf("--dns-port 0: want 1 to 65535: containers have to know it")
+	case a.link == "" || len(a.link) > 15 || strings.ContainsAny(a.link, "/ \t\n:"):
+		return cfg, usage.Errorf("--interface %q: want 1 to 15 characters without slash, colon or space", a.link)
+	case r.mtu != 0 && (r.mtu < 1280 || r.mtu > 8921):
+		return cfg, usage.Errorf("--mtu %d: want 1280 to 8921", r.mtu)
+	}
+	return cfg, nil
+}
+
+// chosen reports whether the user set a flag in any way.
+func (a *app) chosen(name string) bool {
+	for _, v := range a.values {
+		if v.Name == name {
+			return v.Origin != "default"
+		}
+	}
+	return false
+}
+
+func (a *app) settings() []control.Setting {
+	out := make([]control.Setting, 0, len(a.values))
+	for _, v := range a.values {
+		out = append(out, control.Setting{Name: v.Name, Value: v.Text, Origin: v.Origin})
+	}
+	return out
+}
+
+func (a *app) configCommand() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "The configuration", Args: cobra.NoArgs, RunE: showHelp}
+	var r runFlags
+	asJSON := false
+	show := &cobra.Command{
+		Use: "show", Short: "Print each setting of `run` and where it came from",
+		Long:    "Print each setting of the node that runs and where it came from; if none runs,\nwhat `jiji-node run` with the same flags would use.",
+		Example: "  jiji-node config show\n  JIJI_MTU=1300 jiji-node config show --json", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var list []control.Setting
+			err := either(func() (err error) {
+				list, err = a.client().Settings(cmd.Context())
+				return err
+			}, func() error {
+				_, err := a.nodeConfig(r)
+				for _, s := range a.settings() {
+					if s.Name != "json" {
+						list = append(list, s)
+					}
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), list)
+			}
+			t := table(cmd.OutOrStdout(), "SETTING", "VALUE", "FROM")
+			for _, s := range list {
+				t.row(s.Name, s.Value, s.Origin)
+			}
+			return t.flush()
+		},
+	}
+	show.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	a.addRunFlags(show.Flags(), &r)
+	c.AddCommand(show)
+	return c
+}

@@ -1,0 +1,321 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/membership"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/node/usage"
+	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/tunnel"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+// An api answers the control socket.
+type api struct{ *Node }
+
+func (n *Node) api() control.Node { return api{n} }
+
+func (n api) Status() control.Status {
+	topo, self := n.members.Topology(), n.members.Self()
+	source, readOnly := n.members.Source()
+	stats, snapshot := n.dns.Stats(), n.store.Snapshot()
+	s := control.Status{
+		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started,
+		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
+		Interface: control.Interface{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort},
+		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: n.upstreams(), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
+		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
+		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
+		Warnings:  slices.Clone(n.degraded),
+		Peers:     n.peers(topo),
+	}
+	if !self.RemovedAt.IsZero() {
+		s.State = "removed"
+		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers")
+	}
+	if s.Topology.Error != "" {
+		s.Warnings = append(s.Warnings, s.Topology.Error)
+	}
+	for _, r := range snapshot.Skipped {
+		s.Registry.Skipped = append(s.Registry.Skipped, control.Skipped(r))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("registry: row %s of %s skipped: %s", r.Key, r.Table, r.Reason))
+	}
+	return s
+}
+
+// peers joins what topology, device and monitor know of each other server.
+func (n api) peers(topo topology.Topology) []control.Peer {
+	device := map[wgkey.Public]tunnel.PeerStatus{}
+	if seen, err := n.tunnel.Peers(); err == nil { // a device that died ends Run, which says why
+		for _, p := range seen {
+			device[p.Key] = p
+		}
+	}
+	states := n.monitor.Peers()
+	out := []control.Peer{}
+	for _, s := range members(topo) {
+		if s.Key == n.key {
+			continue
+		}
+		d := device[s.Key]
+		p := control.Peer{Server: ServerOf(s), State: "unknown", Since: n.started, Endpoint: d.Endpoint, RxBytes: d.RxBytes, TxBytes: d.TxBytes, Changes: []control.PathChange{}}
+		if !d.LastHandshake.IsZero() {
+			p.LastHandshake = &d.LastHandshake
+		}
+		if m, ok := states[s.Key]; ok {
+			p.State, p.Since = m.State.String(), m.Since
+			for _, e := range m.Changes {
+				p.Changes = append(p.Changes, control.PathChange{At: e.At, State: e.To.String(), Old: e.Old, New: e.New, Reason: e.Reason, Outage: control.Duration(e.Outage)})
+			}
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b control.Peer) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// peerName is what logs call a peer: its id, or its key when it has none.
+func (n *Node) peerName(key wgkey.Public) string {
+	for _, s := range n.members.Topology().Servers {
+		if s.Key == key {
+			return s.ID
+		}
+	}
+	return key.String()
+}
+
+// ServerOf is s in the API's terms.
+func ServerOf(s topology.Server) control.Server {
+	c := control.Server{
+		ID: s.ID, Hostname: s.Hostname, Subnet: s.Subnet, WireGuardIP: s.WireGuardIP,
+		Key: s.Key, ManagementIP: s.ManagementIP, Endpoints: append([]netip.AddrPort{}, s.Endpoints...),
+	}
+	if !s.RemovedAt.IsZero() {
+		c.RemovedAt = &s.RemovedAt
+	}
+	return c
+}
+
+func (n api) Settings() []control.Setting { return n.cfg.Settings }
+
+func (n api) Servers() []control.Server { return ServersOf(n.members.Topology()) }
+
+// ServersOf lists the topology in order of subnet, tombstones included.
+func ServersOf(t topology.Topology) []control.Server {
+	out := make([]control.Server, 0, len(t.Servers))
+	for _, s := range t.Servers {
+		out = append(out, ServerOf(s))
+	}
+	slices.SortFunc(out, func(a, b control.Server) int {
+		if c := a.Subnet.Addr().Compare(b.Subnet.Addr()); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return out
+}
+
+func (n api) Init(r control.InitRequest) (control.Added, error) {
+	return InitEntry(n.members, r, true)
+}
+
+// InitEntry changes this machine's own entry; running says whether a node
+// carries traffic on it.
+func InitEntry(m *membership.Membership, r control.InitRequest, running bool) (control.Added, error) {
+	self, err := m.SetEntry(membership.Entry{Name: r.Name, Index: r.Index, Endpoints: r.Endpoints}, running)
+	if err != nil {
+		return control.Added{}, err
+	}
+	return control.Added{Server: ServerOf(self), Entry: string(topology.Entry(m.Topology(), self))}, nil
+}
+
+func (n api) AddServers(entries []byte, source string) ([]control.Added, error) {
+	return AddEntries(n.members, entries, source)
+}
+
+// AddEntries puts a file's entries into the topology, all or none.
+func AddEntries(m *membership.Membership, entries []byte, source string) ([]control.Added, error) {
+	added, err := m.Add(source, entries)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]control.Added, 0, len(added))
+	for _, a := range added {
+		c := control.Added{Server: ServerOf(a.Server), Entry: string(topology.Entry(m.Topology(), a.Server)), Note: "unchanged"}
+		switch {
+		case a.Changed && a.Allocated:
+			c.Note = fmt.Sprintf("added; it came without a subnet: on it, run `jiji-node init --index %d`", index(m, a.Server))
+		case a.Changed && a.Renamed:
+			c.Note = "added under another id, its own was taken: `jiji-node init --name` on it chooses one"
+		case a.Changed:
+			c.Note = "added"
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// index is the number of s's subnet.
+func index(m *membership.Membership, s topology.Server) int {
+	i, err := ipplan.Index(m.Topology().Cluster, s.Subnet)
+	if err != nil { // impossible: the topology was checked
+		panic(err)
+	}
+	return i
+}
+
+func (n api) RemoveServer(id string, force bool) (control.Server, error) {
+	if self := n.members.Self(); self.ID == id && !force {
+		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", id)
+	}
+	for _, p := range n.peers(n.members.Topology()) {
+		if p.ID == id && p.State == "up" && !force {
+			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", id)
+		}
+	}
+	s, err := n.members.Remove(id)
+	return ServerOf(s), err
+}
+
+func (n api) Containers() []control.Container {
+	out := []control.Container{}
+	for _, c := range n.store.Snapshot().Containers {
+		out = append(out, containerOf(c))
+	}
+	return out
+}
+
+func containerOf(c registry.Container) control.Container {
+	v := control.Container{
+		ID: c.ID, Service: c.Service, Project: c.Project, Instance: c.Instance, Name: c.Name, ServerID: c.ServerID,
+		IP: c.IP, Health: string(c.Health), StartedAt: c.StartedAt, Failures: c.Failures, HealthPort: c.HealthPort,
+		Ports: []string{}, External: c.External,
+	}
+	if !c.LastCheck.IsZero() {
+		v.LastCheck = &c.LastCheck
+	}
+	for _, p := range c.Ports {
+		v.Ports = append(v.Ports, fmt.Sprintf("%d/%s", p.Number, p.Proto))
+	}
+	return v
+}
+
+func (n api) Register(ctx context.Context, v control.Container) (control.Container, error) {
+	self := n.members.Self()
+	c := registry.Container{
+		ID: v.ID, Service: v.Service, Project: v.Project, Instance: v.Instance, Name: v.Name, ServerID: self.ID,
+		IP: v.IP, Health: registry.Health(v.Health), HealthPort: v.HealthPort, External: v.External,
+		StartedAt: time.Now().UTC().Truncate(time.Millisecond),
+	}
+	if c.ID == "" {
+		c.ID = handID(self.ID, c.Service, c.IP)
+	}
+	if c.Health == "" {
+		c.Health = registry.Healthy
+	}
+	for _, p := range v.Ports {
+		port, err := parsePort(p)
+		if err != nil {
+			return v, usage.Mark(err)
+		}
+		c.Ports = append(c.Ports, port)
+	}
+	for _, known := range n.store.Snapshot().Containers {
+		if known.ID == c.ID { // the same container said again: it did not start again
+			c.StartedAt = known.StartedAt
+		}
+	}
+	c, err := c.Normalize()
+	if err == nil {
+		err = registry.CheckAddress(c, self.Subnet, n.members.Topology().Cluster)
+	}
+	if err == nil {
+		err = n.store.Register(ctx, c)
+	}
+	if err != nil {
+		return v, blame(err)
+	}
+	return containerOf(c), nil
+}
+
+// handID is the id of what no engine runs: stable, so that saying it again
+// changes the row instead of adding one.
+func handID(server, service string, ip netip.Addr) string {
+	sum := sha256.Sum256([]byte("by hand\n" + server + "\n" + strings.ToLower(service) + "\n" + ip.String()))
+	return hex.EncodeToString(sum[:])
+}
+
+// parsePort reads "80", "80/tcp" or "53/udp".
+func parsePort(text string) (registry.Port, error) {
+	number, proto, ok := strings.Cut(text, "/")
+	if !ok {
+		proto = "tcp"
+	}
+	v, err := strconv.ParseUint(number, 10, 16)
+	if err != nil || v == 0 || proto != "tcp" && proto != "udp" {
+		return registry.Port{}, fmt.Errorf("port %q: want NUMBER, NUMBER/tcp or NUMBER/udp, 1 to 65535", text)
+	}
+	return registry.Port{Number: uint16(v), Proto: proto}, nil
+}
+
+// blame marks the registry's errors that the request is to blame for.
+func blame(err error) error {
+	var invalid *registry.InvalidError
+	var owner *registry.OwnerError
+	if errors.As(err, &invalid) || errors.As(err, &owner) || errors.Is(err, registry.ErrNotFound) {
+		return usage.Mark(err)
+	}
+	return err
+}
+
+func (n api) SetHealth(ctx context.Context, r control.HealthRequest) error {
+	return blame(n.store.SetHealth(ctx, r.ID, registry.Health(r.Health), time.Now().UTC().Truncate(time.Millisecond)))
+}
+
+func (n api) Deregister(ctx context.Context, ids []string) (int, error) {
+	removed, err := n.store.Deregister(ctx, ids...)
+	return removed, blame(err)
+}
+
+func (n api) Cleanup(ctx context.Context, r control.CleanupRequest) ([]control.Container, error) {
+	stale := staleContainers(n.store.Snapshot().Containers, n.members.Self().ID, r, time.Now())
+	out, ids := []control.Container{}, []string{}
+	for _, c := range stale {
+		out, ids = append(out, containerOf(c)), append(ids, c.ID)
+	}
+	if r.DryRun || len(ids) == 0 {
+		return out, nil
+	}
+	_, err := n.store.Deregister(ctx, ids...)
+	return out, err
+}
+
+// staleContainers are those of server that have been other than healthy for as
+// long as r asks.
+func staleContainers(all []registry.Container, server string, r control.CleanupRequest, now time.Time) []registry.Container {
+	var stale []registry.Container
+	for _, c := range all {
+		last := c.LastCheck
+		if last.IsZero() {
+			last = c.StartedAt
+		}
+		if c.ServerID == server && c.Health != registry.Healthy &&
+			(r.Service == "" || strings.EqualFold(r.Service, c.Service)) && now.Sub(last) >= time.Duration(r.OlderThan) {
+			stale = append(stale, c)
+		}
+	}
+	return stale
+}

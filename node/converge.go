@@ -1,0 +1,112 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/acidtib/jiji-node/dnsserver"
+	"github.com/acidtib/jiji-node/monitor"
+	"github.com/acidtib/jiji-node/node/host"
+)
+
+const (
+	convergeEvery = time.Minute     // puts back what somebody changed without news of it
+	convergeRetry = 2 * time.Second // after a plan that could not be applied whole
+)
+
+// converge applies the plan that follows from all that is known now. Applying
+// twice is harmless, so whatever fails is tried again with the next news.
+func (n *Node) converge() error {
+	topo, snapshot := n.members.Topology(), n.store.Snapshot()
+	p := makePlan(topo, n.key, snapshot.Containers, n.ipv6)
+
+	restored, err := n.tunnel.Restore()
+	if err != nil {
+		err = fmt.Errorf("restore tunnel: %w", err)
+	}
+	for _, what := range restored {
+		n.log.Warn("tunnel was changed by somebody else; put back", "what", what)
+	}
+	changes, serr := n.tunnel.SetPeers(p.peers)
+	if serr != nil {
+		err = errors.Join(err, fmt.Errorf("set peers: %w", serr))
+	}
+	for _, c := range changes {
+		n.log.Info("peer set", "peer", n.peerName(c.Key), "change", c.What)
+	}
+	n.monitor.SetCandidates(p.candidates)
+
+	done, herr := host.Apply(host.Wanted{Link: n.cfg.Interface, Routes: p.routes, Forwarding: true})
+	if herr != nil {
+		err = errors.Join(err, fmt.Errorf("set routes: %w", herr))
+	}
+	for _, c := range done {
+		n.log.Info("host changed", "change", c.What)
+	}
+
+	n.serial++
+	p.zone.Serial = n.serial
+	zone, zerr := dnsserver.NewZone(p.zone)
+	if zerr != nil {
+		return errors.Join(err, fmt.Errorf("build zone: %w", zerr))
+	}
+	n.dns.SetZone(zone)
+	n.names.Store(int64(len(p.zone.Names)))
+	return err
+}
+
+// convergeLoop converges on any news, and is the node's heart beat for systemd.
+func (n *Node) convergeLoop(ctx context.Context) error {
+	tick := time.NewTicker(convergeEvery)
+	defer tick.Stop()
+	beat, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return fmt.Errorf("read the watchdog's interval: %w", err)
+	}
+	var alive <-chan time.Time
+	if beat > 0 {
+		t := time.NewTicker(beat / 3)
+		defer t.Stop()
+		alive = t.C
+	}
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-alive:
+			n.notify(daemon.SdNotifyWatchdog)
+			continue
+		case <-n.members.Changed():
+		case <-n.store.Changed():
+		case <-n.linksChanged:
+			if err := n.classes.Refresh(); err != nil {
+				n.log.Error("interfaces not classified", "err", err)
+			}
+		case <-tick.C:
+		case <-retry:
+		}
+		retry = nil
+		if err := n.converge(); err != nil {
+			n.log.Error("plan not applied whole; trying again", "err", err, "in", convergeRetry)
+			retry = time.After(convergeRetry)
+		}
+	}
+}
+
+// observe is the monitor's view of the device.
+func (n *Node) observe() ([]monitor.Observed, error) {
+	peers, err := n.tunnel.Peers()
+	if err != nil {
+		return nil, err
+	}
+	seen := make([]monitor.Observed, len(peers))
+	for i, p := range peers {
+		seen[i] = monitor.Observed{Key: p.Key, Endpoint: p.Endpoint, LastHandshake: p.LastHandshake, RxBytes: p.RxBytes, TxBytes: p.TxBytes}
+	}
+	return seen, nil
+}

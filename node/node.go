@@ -1,0 +1,252 @@
+// Package node is one server's part of the mesh: it builds tunnel, name server,
+// registry and monitor, joins what they report, and keeps tunnel, routes and
+// zone equal to the plan that follows from it.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/acidtib/jiji-node/dnsserver"
+	"github.com/acidtib/jiji-node/dnsserver/upstream"
+	"github.com/acidtib/jiji-node/monitor"
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/membership"
+	"github.com/acidtib/jiji-node/node/statefile"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/registry/embedded"
+	"github.com/acidtib/jiji-node/tunnel"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+// A Config is what the user decided. Text has become types before.
+type Config struct {
+	StateDir    string // required
+	RuntimeDir  string // of the control socket, required
+	NetworkFile string // topology that others write; "": the state directory's own copy
+
+	// For this machine's own entry; zero leaves a known one as it is.
+	Name      string
+	Endpoints []netip.AddrPort
+	Cluster   netip.Prefix
+	Domain    string
+
+	Interface  string           // required
+	ListenPort uint16           // WireGuard's UDP port, required
+	DNSPort    uint16           // required
+	MTU        int              // of the interface; 0: from the underlay
+	Upstreams  []netip.AddrPort // for names outside the mesh; none: the host's own
+
+	Version  string            // of this program
+	Settings []control.Setting // what `config show` prints
+	Log      *slog.Logger      // required
+}
+
+// A Node is one that is running.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+
+	members   *membership.Membership
+	key       wgkey.Public
+	store     registry.Store
+	tunnel    *tunnel.Tunnel
+	monitor   *monitor.Monitor
+	dns       *dnsserver.Server
+	upstreams func() []netip.AddrPort
+	classes   *host.Classes
+	mtu       int
+	ipv6      bool
+	degraded  []string // one line each
+
+	linksChanged chan struct{}
+	names        atomic.Int64 // in the zone
+	serial       uint32       // of the zone; converge's alone
+}
+
+// Run is the node, from preflight to clean shutdown, until ctx is done. An
+// error that the configuration is to blame for is marked by package usage.
+func Run(ctx context.Context, cfg Config) (err error) {
+	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), linksChanged: make(chan struct{}, 1)}
+	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
+
+	lock, err := statefile.LockDir(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	n.members, err = membership.Open(membership.Config{
+		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
+		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
+		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort) },
+		Log:    n.log,
+	})
+	if err != nil {
+		return err
+	}
+	key, created := n.members.Key()
+	n.key = key.Public()
+	if err := n.preflight(); err != nil {
+		return err
+	}
+	n.log.Info("preflight passed")
+	if err := n.members.Save(); err != nil {
+		return err
+	}
+	self, topo := n.members.Self(), n.members.Topology()
+	n.log.Info("identity ready", "id", self.ID, "public_key", n.key, "key_created", created)
+	source, _ := n.members.Source()
+	n.log.Info("plan ready", "cluster", topo.Cluster, "subnet", self.Subnet, "wireguard_ip", self.WireGuardIP,
+		"management_ip", self.ManagementIP, "servers", len(members(topo)), "topology", source)
+
+	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, "registry.db"), ServerID: self.ID, Log: n.log})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, "close registry", store.Close)
+	n.store = store
+	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
+
+	if err := n.openTunnel(key, self); err != nil {
+		return err
+	}
+	defer closing(&err, "close tunnel", n.tunnel.Close)
+
+	n.classes = host.NewClasses(cfg.Interface)
+	if err := n.classes.Refresh(); err != nil {
+		return fmt.Errorf("classify interfaces: %w", err)
+	}
+	followUpstreams := n.followUpstreams(self.WireGuardIP, self.ManagementIP)
+	n.dns, err = dnsserver.Listen(dnsserver.Config{
+		Listen:    []netip.AddrPort{netip.AddrPortFrom(self.WireGuardIP, cfg.DNSPort)},
+		Apex:      topo.Domain,
+		Reverse:   reverse(topo),
+		Answer:    n.classes.Answer,
+		Upstreams: n.upstreams,
+		Log:       n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("start dns: %w", err)
+	}
+	n.monitor = monitor.New(monitor.Config{
+		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Log: n.log,
+	})
+	if err := n.converge(); err != nil {
+		return errors.Join(err, n.dns.Close())
+	}
+	n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
+	n.log.Info("dns listening", "addresses", n.dns.Addrs(), "names", n.names.Load(), "upstreams", n.upstreams())
+
+	socket, err := control.Listen(cfg.RuntimeDir)
+	if err != nil {
+		return errors.Join(err, n.dns.Close())
+	}
+	n.log.Info("control socket open", "path", socket.Addr())
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.tunnel.Run(ctx) })
+	g.Go(func() error { return n.dns.Run(ctx) })
+	g.Go(func() error { return n.store.Run(ctx) })
+	g.Go(func() error { return n.monitor.Run(ctx) })
+	g.Go(func() error { return n.members.Follow(ctx) })
+	g.Go(func() error { return followUpstreams(ctx) })
+	g.Go(func() error { return host.Watch(ctx, n.onLinks) })
+	g.Go(func() error { return control.Serve(ctx, socket, n.api(), n.log) })
+	g.Go(func() error { return n.convergeLoop(ctx) })
+	n.notify(daemon.SdNotifyReady)
+	n.log.Info("ready", "after", time.Since(n.started).Round(time.Millisecond))
+	err = g.Wait()
+	n.notify(daemon.SdNotifyStopping)
+	n.log.Info("stopping")
+	return err
+}
+
+// openTunnel opens the device, without a management address where IPv6 is off.
+func (n *Node) openTunnel(key wgkey.Private, self topology.Server) (err error) {
+	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort, Key: key, Log: n.log}
+	cfg.Addresses = []netip.Prefix{host32(self.WireGuardIP)}
+	if n.ipv6 {
+		cfg.Addresses = append(cfg.Addresses, host32(self.ManagementIP))
+	}
+	n.tunnel, err = tunnel.Open(cfg)
+	if errors.Is(err, tunnel.ErrNoIPv6) { // off for new interfaces, in a way that the preflight did not see
+		n.degrade(err.Error())
+		n.ipv6, cfg.Addresses = false, cfg.Addresses[:1]
+		n.tunnel, err = tunnel.Open(cfg)
+	}
+	if err != nil {
+		return err
+	}
+	n.log.Info("tunnel up", "interface", cfg.Name, "mtu", cfg.MTU, "listen_port", cfg.ListenPort, "addresses", cfg.Addresses)
+	return nil
+}
+
+// degrade notes what the node has to do without.
+func (n *Node) degrade(problem string) {
+	n.degraded = append(n.degraded, problem)
+	n.log.Warn("degraded", "problem", problem)
+}
+
+// closing runs a deferred close and keeps its error if there is no earlier one.
+func closing(err *error, what string, close func() error) {
+	if cerr := close(); cerr != nil && *err == nil {
+		*err = fmt.Errorf("%s: %w", what, cerr)
+	}
+}
+
+// notify tells systemd; without it there is nothing to do.
+func (n *Node) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		n.log.Warn("service manager not told", "state", state, "err", err)
+	}
+}
+
+// DetectEndpoints are the addresses of this machine under which others may
+// reach its WireGuard port.
+func DetectEndpoints(port uint16) []netip.AddrPort {
+	links, err := host.Links()
+	if err != nil {
+		return nil // a server without endpoints dials the others
+	}
+	return host.Endpoints(port, links)
+}
+
+// followUpstreams fills in n.upstreams and returns what keeps it up to date.
+func (n *Node) followUpstreams(own ...netip.Addr) (follow func(context.Context) error) {
+	if len(n.cfg.Upstreams) > 0 {
+		n.upstreams = func() []netip.AddrPort { return n.cfg.Upstreams }
+		return func(context.Context) error { return nil }
+	}
+	f := upstream.New(upstream.Config{Self: func(a netip.Addr) bool { return slices.Contains(own, a) }, Log: n.log})
+	n.upstreams = f.Current
+	return f.Run
+}
+
+func (n *Node) onLinks() {
+	select {
+	case n.linksChanged <- struct{}{}:
+	default:
+	}
+}
+
+// RunDisabled is the node where JIJI_NETWORK_ENABLED=false: it says so and ends.
+func RunDisabled(log *slog.Logger) error {
+	log.Info("network disabled by configuration; nothing to do", "setting", "network-enabled")
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		return fmt.Errorf("tell the service manager: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/acidtib/jiji-node/dnsserver"
+	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/tunnel"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+const keepalive = 25 * time.Second // DESIGN: within the shortest common lifetime of a NAT mapping
+
+// A plan is everything that follows from what the node knows.
+type plan struct {
+	peers      []tunnel.Peer
+	candidates map[wgkey.Public][]netip.AddrPort
+	routes     []host.Route
+	zone       dnsserver.ZoneConfig
+}
+
+// makePlan says what tunnel, monitor, host and name server are to hold. It
+// does no I/O. Without ipv6, which a machine may have disabled, there are no
+// routes to management addresses.
+func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Container, ipv6 bool) plan {
+	self, _ := t.Self(key)
+	p := plan{candidates: map[wgkey.Public][]netip.AddrPort{}}
+	for _, s := range members(t) {
+		if s.Key == key || !self.RemovedAt.IsZero() {
+			continue
+		}
+		p.peers = append(p.peers, tunnel.Peer{
+			Key:        s.Key,
+			AllowedIPs: []netip.Prefix{s.Subnet, host32(s.ManagementIP)},
+			Keepalive:  keepalive,
+		})
+		p.candidates[s.Key] = s.Endpoints
+		p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP})
+		if ipv6 {
+			p.routes = append(p.routes, host.Route{Dst: host32(s.ManagementIP), Src: self.ManagementIP})
+		}
+	}
+	p.zone = dnsserver.ZoneConfig{
+		Apex:    t.Domain,
+		Server:  nodeName(self),
+		Names:   names(t, self, containers),
+		Reverse: reverse(t),
+	}
+	return p
+}
+
+// reverse are the prefixes whose reverse names the zone holds.
+func reverse(t topology.Topology) []netip.Prefix {
+	return []netip.Prefix{t.Cluster, ipplan.ManagementPrefix}
+}
+
+// members are the servers that are in the mesh and have their addresses.
+func members(t topology.Topology) []topology.Server {
+	var in []topology.Server
+	for _, s := range t.Servers {
+		if s.RemovedAt.IsZero() && s.Subnet.IsValid() {
+			in = append(in, s)
+		}
+	}
+	return in
+}
+
+func host32(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func nodeName(s topology.Server) string { return strings.ToLower(s.ID) + ".node" }
+
+// names are the owner names of the zone: of all servers, and of this server's
+// containers. A container that is not healthy keeps its names, without address.
+func names(t topology.Topology, self topology.Server, containers []registry.Container) []dnsserver.Name {
+	byOwner := map[string]*dnsserver.Name{}
+	add := func(owner string, ptr bool, addrs ...dnsserver.Addr) {
+		owner = strings.ToLower(owner)
+		n := byOwner[owner]
+		if n == nil {
+			n = &dnsserver.Name{Owner: owner}
+			byOwner[owner] = n
+		}
+		n.Addrs = append(n.Addrs, addrs...)
+		n.PTR = n.PTR || ptr
+	}
+	for _, s := range members(t) {
+		add(nodeName(s), true, dnsserver.Addr{IP: s.WireGuardIP}, dnsserver.Addr{IP: s.ManagementIP})
+	}
+	for _, c := range containers {
+		for _, owner := range ownerNames(c) {
+			var addrs []dnsserver.Addr
+			if c.Health == registry.Healthy {
+				addrs = []dnsserver.Addr{{IP: c.IP, Rank: rank(c, self)}}
+			}
+			add(owner, owner == containerName(c), addrs...)
+		}
+	}
+	all := make([]dnsserver.Name, 0, len(byOwner))
+	for _, n := range byOwner {
+		all = append(all, *n)
+	}
+	slices.SortFunc(all, func(a, b dnsserver.Name) int { return strings.Compare(a.Owner, b.Owner) })
+	return all
+}
+
+// rank puts this server's own containers first.
+func rank(c registry.Container, self topology.Server) int {
+	if c.ServerID == self.ID {
+		return 0
+	}
+	return 1
+}
+
+// ownerNames are the names that lead to c, relative to the domain (DESIGN 5).
+func ownerNames(c registry.Container) []string {
+	owners := []string{c.Service, c.Service + "." + c.ServerID, containerName(c)}
+	if c.Project != "" {
+		owners = append(owners, c.Project+"-"+c.Service)
+		if c.Instance != "" {
+			owners = append(owners, c.Project+"-"+c.Service+"-"+c.Instance)
+		}
+	}
+	slices.Sort(owners)
+	return slices.Compact(owners)
+}
+
+// containerName is the name of c alone, which its address points back to.
+func containerName(c registry.Container) string {
+	id := strings.Map(func(r rune) rune {
+		if r == '.' {
+			return '-'
+		}
+		return r
+	}, c.ID)
+	return id[:min(len(id), 12)] + "." + c.Service
+}
+
+// ipv6Endpoints reports whether any server may have to be reached in IPv6.
+func ipv6Endpoints(servers []topology.Server) bool {
+	return slices.ContainsFunc(servers, func(s topology.Server) bool {
+		return slices.ContainsFunc(s.Endpoints, func(ep netip.AddrPort) bool { return ep.Addr().Is6() })
+	})
+}

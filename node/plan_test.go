@@ -1,0 +1,186 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+// server is number n of the tests' cluster, with n+1 in its key.
+func server(n int) topology.Server {
+	s := topology.Server{ID: fmt.Sprintf("web%d", n), Hostname: fmt.Sprintf("web%d", n), Key: wgkey.Public{byte(n + 1)}}
+	s.Subnet = netip.MustParsePrefix(fmt.Sprintf("10.210.%d.0/24", n))
+	s.WireGuardIP = ipplan.WireGuardIP(s.Subnet)
+	s.ManagementIP = ipplan.Management(s.Key)
+	s.Endpoints = []netip.AddrPort{netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:51820", n+1))}
+	return s
+}
+
+func mesh(servers ...topology.Server) topology.Topology {
+	return topology.Topology{Cluster: netip.MustParsePrefix(ipplan.DefaultCluster), Domain: "jiji", Servers: servers}
+}
+
+func TestPlanPeersAndRoutes(t *testing.T) {
+	gone, unallocated := server(3), server(4)
+	gone.RemovedAt = time.Now()
+	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, nil, true)
+	var got []string
+	for _, peer := range p.peers {
+		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
+	}
+	for _, r := range p.routes {
+		got = append(got, fmt.Sprint(r.Dst, " src ", r.Src))
+	}
+	m1, m2, me := server(1).ManagementIP, server(2).ManagementIP, server(0).ManagementIP
+	want := []string{
+		fmt.Sprintf("2 [10.210.1.0/24 %v/128] 25s [192.0.2.2:51820]", m1),
+		fmt.Sprintf("3 [10.210.2.0/24 %v/128] 25s [192.0.2.3:51820]", m2),
+		"10.210.1.0/24 src 10.210.0.1", fmt.Sprintf("%v/128 src %v", m1, me),
+		"10.210.2.0/24 src 10.210.0.1", fmt.Sprintf("%v/128 src %v", m2, me),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if len(p.candidates) != 2 {
+		t.Errorf("%d peers have candidates, want 2", len(p.candidates))
+	}
+}
+
+func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, nil, false).routes {
+		if r.Dst.Addr().Is6() {
+			t.Errorf("route %v", r.Dst)
+		}
+	}
+}
+
+func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
+	me := server(0)
+	me.RemovedAt = time.Now()
+	if p := makePlan(mesh(me, server(1)), me.Key, nil, true); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+		t.Errorf("got %+v", p)
+	}
+}
+
+func TestPlanNames(t *testing.T) {
+	at := func(id, service, project, instance, ip string, h registry.Health) registry.Container {
+		return registry.Container{ID: id, Service: service, Project: project, Instance: instance, ServerID: "web0", IP: netip.MustParseAddr(ip), Health: h}
+	}
+	p := makePlan(mesh(server(0), server(1)), server(0).Key, []registry.Container{
+		at("0123456789abcdef", "API", "shop", "blue", "10.210.0.10", registry.Healthy),
+		at("fedcba9876543210", "api", "", "", "10.210.0.11", registry.Healthy),
+		at("aaaaaaaaaaaaaaaa", "db", "", "", "10.210.0.12", registry.Unhealthy),
+		at("x.y", "db2", "", "", "10.210.0.13", registry.Starting),
+	}, true)
+	got := map[string]string{}
+	for _, n := range p.zone.Names {
+		var ips []string
+		for _, a := range n.Addrs {
+			ips = append(ips, a.IP.String())
+		}
+		got[n.Owner] = strings.Join(ips, " ")
+		if n.PTR {
+			got[n.Owner] += " ptr"
+		}
+	}
+	want := map[string]string{
+		"web0.node": "10.210.0.1 " + server(0).ManagementIP.String() + " ptr",
+		"web1.node": "10.210.1.1 " + server(1).ManagementIP.String() + " ptr",
+		"api":       "10.210.0.10 10.210.0.11", "api.web0": "10.210.0.10 10.210.0.11",
+		"shop-api": "10.210.0.10", "shop-api-blue": "10.210.0.10",
+		"0123456789ab.api": "10.210.0.10 ptr", "fedcba987654.api": "10.210.0.11 ptr",
+		"db": "", "db.web0": "", "aaaaaaaaaaaa.db": " ptr",
+		"db2": "", "db2.web0": "", "x-y.db2": " ptr",
+	}
+	for name, w := range want {
+		if g, ok := got[name]; !ok || g != w {
+			t.Errorf("%s: %q, want %q", name, g, w)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			t.Errorf("unexpected name %s", name)
+		}
+	}
+	if p.zone.Server != "web0.node" || p.zone.Apex != "jiji" {
+		t.Errorf("zone of %s, apex %s", p.zone.Server, p.zone.Apex)
+	}
+}
+
+func TestStaleContainers(t *testing.T) {
+	now := time.Now()
+	c := func(id, server string, h registry.Health, started, checked time.Duration) registry.Container {
+		v := registry.Container{ID: id, Service: "api", ServerID: server, Health: h, StartedAt: now.Add(-started)}
+		if checked != 0 {
+			v.LastCheck = now.Add(-checked)
+		}
+		return v
+	}
+	all := []registry.Container{
+		c("healthy", "web0", registry.Healthy, time.Hour, 0),
+		c("old", "web0", registry.Unhealthy, time.Hour, time.Hour),
+		c("never-checked", "web0", registry.Starting, time.Hour, 0),
+		c("just-turned", "web0", registry.Unhealthy, time.Hour, time.Second),
+		c("another's", "web1", registry.Unhealthy, time.Hour, time.Hour),
+	}
+	for service, want := range map[string]string{"": "old never-checked", "API": "old never-checked", "db": ""} {
+		var got []string
+		for _, v := range staleContainers(all, "web0", control.CleanupRequest{Service: service, OlderThan: control.Duration(time.Minute)}, now) {
+			got = append(got, v.ID)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("service %q: %v, want %s", service, got, want)
+		}
+	}
+}
+
+func TestParsePort(t *testing.T) {
+	for text, want := range map[string]string{"80": "80/tcp", "53/udp": "53/udp", "443/tcp": "443/tcp", "0": "", "65536": "", "-1": "", "80/sctp": "", "/tcp": "", "": "", "80/": ""} {
+		p, err := parsePort(text)
+		got := ""
+		if err == nil {
+			got = p.String()
+		}
+		if got != want {
+			t.Errorf("parsePort(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+// The parts know nothing of one another; only node joins them (CONTRIBUTING.md).
+func TestPartsDoNotImportOneAnother(t *testing.T) {
+	const module = "github.com/acidtib/jiji-node/"
+	allowed := map[string][]string{
+		"tunnel":          {"tunnel/wgkey"},
+		"tunnel/wgkey":    nil,
+		"dnsserver":       nil,
+		"registry":        nil,
+		"monitor":         {"tunnel/wgkey"},
+		"node/host":       {"node/ipplan", "node/statefile", "tunnel/wgkey"},
+		"node/topology":   {"node/ipplan", "node/statefile", "tunnel/wgkey"},
+		"node/membership": {"node/identity", "node/ipplan", "node/statefile", "node/topology", "node/usage", "tunnel/wgkey"},
+	}
+	for part, may := range allowed {
+		out, err := exec.Command("go", "list", "-deps", module+part).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", part, err)
+		}
+		for _, dep := range strings.Fields(string(out)) {
+			own, ok := strings.CutPrefix(dep, module)
+			if ok && own != part && !slices.Contains(may, own) && !strings.HasPrefix(own, part+"/") {
+				t.Errorf("%s imports %s", part, own)
+			}
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	probing "github.com/prometheus-community/pro-bing"
+
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/usage"
+	"github.com/acidtib/jiji-node/registry"
+)
+
+// Resolve answers as the name server would, and says why.
+func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolution, error) {
+	if qtype == "" {
+		qtype = "A"
+	}
+	if a, err := netip.ParseAddr(name); err == nil {
+		reverse, err := dns.ReverseAddr(a.String())
+		if err != nil {
+			return control.Resolution{}, usage.Mark(err)
+		}
+		name, qtype = reverse, "PTR"
+	}
+	if _, ok := dns.StringToType[strings.ToUpper(qtype)]; !ok {
+		return control.Resolution{}, usage.Errorf("type %q: want a DNS record type such as A, AAAA or PTR", qtype)
+	}
+	if _, ok := dns.IsDomainName(name); !ok || name == "" {
+		return control.Resolution{}, usage.Errorf("name %q: is not a domain name", name)
+	}
+	domain := n.members.Topology().Domain
+	if !strings.Contains(strings.TrimSuffix(name, "."), ".") { // what a container's search list does
+		name = strings.TrimSuffix(name, ".") + "." + domain
+	}
+	name = dns.Fqdn(name)
+	res, err := n.dns.Resolve(ctx, name, qtype)
+	if err != nil {
+		return control.Resolution{}, fmt.Errorf("resolve %s: %w", name, err)
+	}
+	r := control.Resolution{Name: name, Type: strings.ToUpper(qtype), Source: "zone", Rcode: res.Rcode, Answers: append([]string{}, res.Records...), LeftOut: []string{}}
+	if !res.Ours {
+		r.Source = res.Upstream.String()
+	}
+	owner := strings.TrimSuffix(strings.ToLower(name), "."+strings.ToLower(domain)+".")
+	for _, c := range n.store.Snapshot().Containers {
+		for _, o := range ownerNames(c) {
+			if strings.EqualFold(o, owner) && c.Health != registry.Healthy {
+				r.LeftOut = append(r.LeftOut, fmt.Sprintf("%s (%s): %s", c.IP, c.ID[:min(12, len(c.ID))], c.Health))
+			}
+		}
+	}
+	switch {
+	case len(r.Answers) > 0:
+	case res.Rcode == dns.RcodeToString[dns.RcodeNameError]:
+		r.Negative = "no such name"
+	case res.Rcode == dns.RcodeToString[dns.RcodeSuccess]:
+		r.Negative = "the name exists, but has no " + r.Type + " record now"
+	default:
+		r.Negative = "no answer"
+	}
+	return r, nil
+}
+
+// Ping sends echo requests from this server's mesh address.
+func (n api) Ping(ctx context.Context, r control.PingRequest, reply func(control.PingReply)) error {
+	switch {
+	case r.Count < 1 || r.Count > 1000:
+		return usage.Errorf("count %d: want 1 to 1000", r.Count)
+	case time.Duration(r.Interval) < 10*time.Millisecond:
+		return usage.Errorf("interval %s: want at least 10ms", time.Duration(r.Interval))
+	case time.Duration(r.Timeout) <= 0 || time.Duration(r.Timeout) > time.Minute:
+		return usage.Errorf("timeout %s: want up to 1m", time.Duration(r.Timeout))
+	case r.Size < 24 || r.Size > 65000: // the library keeps 24 bytes of its own in it
+		return usage.Errorf("size %d: want 24 to 65000 bytes", r.Size)
+	}
+	ip, err := n.target(ctx, r.Target)
+	if err != nil {
+		return err
+	}
+	self := n.members.Self()
+	p := probing.New("")
+	p.SetIPAddr(&net.IPAddr{IP: ip.AsSlice()})
+	p.SetPrivileged(true)
+	p.Source = self.WireGuardIP.String()
+	if ip.Is6() {
+		p.Source = self.ManagementIP.String()
+	}
+	p.Count, p.Interval, p.Size = r.Count, time.Duration(r.Interval), r.Size
+	p.Timeout = time.Duration(r.Count-1)*p.Interval + time.Duration(r.Timeout)
+	p.RecordRtts, p.RecordTTLs = false, false
+	p.OnRecv = func(k *probing.Packet) {
+		reply(control.PingReply{Target: r.Target, IP: ip, Seq: k.Seq + 1, RTT: control.Duration(k.Rtt)})
+	}
+	if err := p.RunWithContext(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("ping %s: %w", ip, err)
+	}
+	s := p.Statistics()
+	reply(control.PingReply{
+		Target: r.Target, IP: ip, Done: true, Sent: s.PacketsSent, Recv: s.PacketsRecv,
+		Min: control.Duration(s.MinRtt), Avg: control.Duration(s.AvgRtt), Max: control.Duration(s.MaxRtt),
+	})
+	return nil
+}
+
+// target is the mesh address that text means: an address, a server or a name.
+func (n api) target(ctx context.Context, text string) (netip.Addr, error) {
+	topo := n.members.Topology()
+	if a, err := netip.ParseAddr(text); err == nil {
+		if !topo.Cluster.Contains(a) && !ipplan.ManagementPrefix.Contains(a) {
+			return a, usage.Errorf("address %s: is not in the mesh (%s, %s)", a, topo.Cluster, ipplan.ManagementPrefix)
+		}
+		return a, nil
+	}
+	for _, s := range members(topo) {
+		if strings.EqualFold(text, s.ID) || strings.EqualFold(text, s.Hostname) {
+			return s.WireGuardIP, nil
+		}
+	}
+	r, err := n.Resolve(ctx, text, "A")
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, answer := range r.Answers {
+		fields := strings.Fields(answer)
+		if a, err := netip.ParseAddr(fields[len(fields)-1]); err == nil && topo.Cluster.Contains(a) {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, usage.Errorf("%q: is no server, mesh name or mesh address (known servers: %s)", text, strings.Join(serverIDs(n), ", "))
+}
+
+func serverIDs(n api) []string {
+	var ids []string
+	for _, s := range members(n.members.Topology()) {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
