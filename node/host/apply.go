@@ -95,7 +95,7 @@ func diff(n Network, w Wanted) ([]step, error) {
 					want.Dst, w.Link, n.describe(have)))
 			}
 		}
-		if !there && (!blocked || s.verb == replace) {
+		if !there && !blocked { // to replace might hit the other one
 			steps = append(steps, s)
 		}
 	}

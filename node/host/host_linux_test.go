@@ -1,8 +1,10 @@
 package host
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,11 +16,36 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
+func init() { runtime.LockOSThread() } // keeps tests, and their namespaces, off the main thread
+
+func TestMain(m *testing.M) {
+	if hold := os.Getenv("HOLD"); hold != "" { // this is a child of holdPorts
+		for item := range strings.SplitSeq(hold, ",") {
+			network, address, _ := strings.Cut(item, " ")
+			var err error
+			if strings.HasPrefix(network, "udp") {
+				_, err = net.ListenPacket(network, address)
+			} else {
+				_, err = net.Listen(network, address)
+			}
+			if err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
+		fmt.Println("ready")
+		os.Stdin.Read(make([]byte, 1))
+		return
+	}
+	os.Exit(m.Run())
+}
+
 // namespace puts the test's thread into a network of its own, with an empty
-// /etc/sysctl.d; the thread ends with the test.
+// /etc; the thread ends with the test.
 func namespace(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -31,7 +58,7 @@ func namespace(t *testing.T) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", "/etc/sysctl.d", "tmpfs", 0, ""); err != nil {
+	if err := unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
 	ip(t, "link set lo up")
@@ -157,6 +184,134 @@ func TestApplyKeepsForeignRoutes(t *testing.T) {
 	mustApply(t, w, "route 10.210.2.0/24 dev jiji0 added")
 }
 
+func TestApplyWhereNothingCanBeWritten(t *testing.T) {
+	namespace(t)
+	ip(t, "link add jiji0 type veth peer name far0")
+	if err := os.Mkdir("/etc/sysctl.d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"/proc/sys", "/etc/sysctl.d"} {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := Wanted{Link: "jiji0", Forwarding: true}
+	want := "net.ipv4.ip_forward is 0, expected 1, and cannot be set here (run `sysctl -w net.ipv4.ip_forward=1` on the host): open /proc/sys/net/ipv4/ip_forward: read-only file system"
+	if _, err := Apply(w); err == nil || err.Error() != want {
+		t.Errorf("error %v\nwant %s", err, want)
+	}
+	if err := unix.Unmount("/proc/sys", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(sysctlFile); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("read %s: %v", sysctlFile, err)
+	}
+	mustApply(t, w, "net.ipv4.conf.jiji0.send_redirects set to 0, was 1")
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, w, "net.ipv4.ip_forward set to 1, was 0", "net.ipv4.ip_forward=1 lasts until the next boot: open /etc/sysctl.d/90-jiji.conf.new: read-only file system")
+}
+
+func TestObserveMachine(t *testing.T) {
+	namespace(t)
+	if f, err := os.OpenFile(tunDevice, os.O_RDWR, 0); err != nil {
+		t.Skipf("needs a TUN device: %v", err)
+	} else {
+		f.Close()
+	}
+	ip(t, "tuntap add jiji0 mode tun")
+	w := Want{Link: "jiji0"}
+	f, err := Observe(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.TUN != nil || !f.NetAdmin || f.IPv6Off != "" || f.LinkOwner != "" || f.Binds != nil || f.Sockets != nil {
+		t.Errorf("facts %+v", f)
+	}
+	expect(t, Check(f, w), finding{KindInterface, "as a TUN device of an unknown process or of none"})
+
+	tun, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	req, err := unix.NewIfreq("jiji0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetUint16(unix.IFF_TUN)
+	if err := unix.IoctlIfreq(int(tun.Fd()), unix.TUNSETIFF, req); err != nil {
+		t.Fatal(err)
+	}
+	// tunOwner leaves out processes of other namespaces, which this one's main thread is in.
+	if got := tunOwner("jiji0"); got != "" {
+		t.Errorf("tunOwner = %q for a process of another namespace", got)
+	}
+	child := exec.Command("sleep", "60") // is in this namespace, and inherits the device
+	child.ExtraFiles = []*os.File{tun}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { child.Process.Kill(); child.Wait() }()
+	if f, err = Observe(w); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, Check(f, w), finding{KindInterface, fmt.Sprintf("as a TUN device of sleep (pid %d", child.Process.Pid)})
+
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = Observe(Want{Link: "jiji9"}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, Check(f, Want{Link: "jiji9"}), finding{KindIPv6, "net.ipv6.conf.all.disable_ipv6=1"})
+}
+
+func TestSocketGroups(t *testing.T) {
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }), err); err != nil {
+		t.Fatal(err)
+	}
+	groups := socketGroups()
+	if len(groups) == 0 {
+		t.Skip("needs a kernel that tells a socket's control group")
+	}
+	if groups[st.Ino] == 0 {
+		t.Errorf("no group for inode %d in %v", st.Ino, groups)
+	}
+
+	root := t.TempDir()
+	dir := root + "/system.slice/named.service"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if got := groupPath(root, st.Ino); got != dir {
+		t.Errorf("groupPath = %q, want %q", got, dir)
+	}
+	if got := groupPath(root, 1<<60) + groupPath(root, 0); got != "" {
+		t.Errorf("groupPath of none = %q", got)
+	}
+}
+
 func TestApplyWithoutLink(t *testing.T) {
 	namespace(t)
 	_, err := Apply(Wanted{Link: "jiji0"})
@@ -189,6 +344,29 @@ func TestWatch(t *testing.T) {
 	}
 	script.Process.Kill()
 	script.Wait()
+}
+
+func TestWatchSurvivesLostEvents(t *testing.T) {
+	namespace(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	subscriptions := 0
+	err := watch(ctx, func() (*nl.NetlinkSocket, error) {
+		s, err := subscribe()
+		if subscriptions++; subscriptions > 1 || err != nil {
+			return s, err
+		}
+		if err := s.SetReceiveBufferSize(1, true); err != nil { // the kernel makes it the least it allows
+			t.Error(err)
+		}
+		for range 20 { // more than it holds, before anyone reads
+			ip(t, "link add d0 type bridge", "link del d0")
+		}
+		return s, nil // its first receive is ENOBUFS
+	}, cancel)
+	if err != nil || subscriptions != 2 || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		t.Errorf("error %v, %d subscriptions, want 2; %v", err, subscriptions, ctx.Err())
+	}
 }
 
 func TestReadNetwork(t *testing.T) {
@@ -238,58 +416,67 @@ func TestReadNetwork(t *testing.T) {
 }
 
 func TestObserveNamesOwners(t *testing.T) {
-	namespace(t)
-	ip(t, "addr add 10.210.1.1/32 dev lo") // so that the child may listen there
-	child := exec.Command(os.Args[0], "-test.run=^TestHoldPorts$")
-	child.Env = append(os.Environ(), "HOLD=udp4 0.0.0.0:51820,udp6 [::]:53,tcp4 10.210.1.1:53")
-	stdin, _ := child.StdinPipe()
-	stdout, _ := child.StdoutPipe()
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer child.Wait()
-	defer stdin.Close()
-	ready := make([]byte, 6)
-	if _, err := stdout.Read(ready); err != nil {
-		t.Fatal(err)
-	}
-	w := Want{Link: "jiji0", ListenPort: 51820, WireGuardIP: netip.MustParseAddr("10.210.1.1"), DNSPort: 53}
-	f, err := Observe(w)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.TUN, f.IPv6Off = nil, ""
-	owner := fmt.Sprintf("host.test (pid %d", child.Process.Pid)
-	var got []string
-	for _, p := range Check(f, w) {
-		got = append(got, p.Text)
-		if p.Kind != KindPort || !strings.Contains(p.Text, owner) {
-			t.Errorf("problem %q, want owner %s", p.Text, owner)
-		}
-	}
-	if len(got) != 2 || !strings.HasPrefix(got[0], "port 51820/udp is taken by ") || !strings.HasPrefix(got[1], "port 53/tcp on 10.210.1.1 is taken by ") {
-		t.Errorf("problems %q; an IPv6-only wildcard on port 53 is none", got)
+	for _, c := range []struct {
+		name, hold string
+		want       []string
+	}{
+		{"nobody", "", nil},
+		{"no obstacles", "udp4 127.0.0.53:53,udp6 [::]:53,tcp4 127.0.0.53:53,tcp4 0.0.0.0:51820", nil},
+		{"the listen port", "udp4 0.0.0.0:51820", []string{"port 51820/udp is taken by %s (0.0.0.0:51820)"}},
+		{"the listen port on one address", "udp6 [::1]:51820", []string{"port 51820/udp is taken by %s ([::1]:51820)"}},
+		{"DNS on every address", "udp4 0.0.0.0:53,tcp4 0.0.0.0:53", []string{"port 53/udp on 10.210.1.1 is taken by %s (0.0.0.0:53)", "port 53/tcp on 10.210.1.1 is taken by %s (0.0.0.0:53)"}},
+		{"DNS on every address of both families", "udp [::]:53", []string{"port 53/udp on 10.210.1.1 is taken by %s ([::]:53)"}},
+		{"DNS on the address", "tcp4 10.210.1.1:53", []string{"port 53/tcp on 10.210.1.1 is taken by %s (10.210.1.1:53)"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			namespace(t)
+			if strings.Contains(c.hold, "10.210.1.1") {
+				ip(t, "addr add 10.210.1.1/32 dev lo")
+			}
+			pid := holdPorts(t, c.hold)
+			f, err := Observe(Want{Link: "jiji0", ListenPort: 51820, WireGuardIP: netip.MustParseAddr("10.210.1.1"), DNSPort: 53})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := Check(Facts{Network: f.Network, NetAdmin: f.NetAdmin, Binds: f.Binds, Sockets: f.Sockets}, Want{})
+			for i := range c.want {
+				c.want[i] = strings.Replace(c.want[i], "%s", fmt.Sprintf("host.test (pid %d", pid), 1)
+			}
+			if len(got) != len(c.want) {
+				t.Fatalf("problems %q, want %q", got, c.want)
+			}
+			for i, p := range got {
+				before, after, _ := strings.Cut(c.want[i], fmt.Sprint("pid ", pid))
+				if p.Kind != KindPort || !strings.HasPrefix(p.Text, before) || !strings.Contains(p.Text, after+", expected free") {
+					t.Errorf("problem %q, want %q", p.Text, c.want[i])
+				}
+			}
+		})
 	}
 }
 
-// TestHoldPorts is the child of TestObserveNamesOwners.
-func TestHoldPorts(t *testing.T) {
-	hold := os.Getenv("HOLD")
+// holdPorts has a child process hold these ports until the test ends.
+func holdPorts(t *testing.T, hold string) (pid int) {
+	t.Helper()
 	if hold == "" {
-		t.Skip("is run by TestObserveNamesOwners")
+		return 0
 	}
-	for item := range strings.SplitSeq(hold, ",") {
-		network, address, _ := strings.Cut(item, " ")
-		var err error
-		if strings.HasPrefix(network, "udp") {
-			_, err = net.ListenPacket(network, address)
-		} else {
-			_, err = net.Listen(network, address)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), "HOLD="+hold, "GORACE=atexit_sleep_ms=0")
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	fmt.Println("ready")
-	os.Stdin.Read(make([]byte, 1))
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close(); child.Wait() })
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("child: %q, %v", line, err)
+	}
+	return child.Process.Pid
 }

@@ -250,10 +250,11 @@ func (f Facts) used() []netip.Prefix {
 }
 
 // FreeCluster returns a private /16 that overlaps none of used but default
-// routes, 10.210.0.0/16 if it can; zero if there is none.
+// routes, 10.210.0.0/16 if it can; zero if there is none. What engines take
+// their networks from comes last.
 func FreeCluster(used []netip.Prefix) netip.Prefix {
 	for _, block := range []struct{ base, from, to byte }{
-		{10, 210, 255}, {10, 1, 209}, {172, 16, 31}, {100, 64, 127},
+		{10, 210, 255}, {10, 1, 209}, {172, 16, 16}, {100, 64, 127}, {172, 17, 31},
 	} {
 		for b := int(block.from); b <= int(block.to); b++ {
 			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{block.base, byte(b)}), 16)

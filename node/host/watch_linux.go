@@ -14,6 +14,10 @@ import (
 // changes may have been missed, at most once per 100 ms, until ctx is done. The
 // error is that watching could not begin; later ones it survives.
 func Watch(ctx context.Context, changed func()) error {
+	return watch(ctx, subscribe, changed)
+}
+
+func watch(ctx context.Context, subscribe func() (*nl.NetlinkSocket, error), changed func()) error {
 	s, err := subscribe()
 	if err != nil {
 		return fmt.Errorf("watch interfaces and routes: %w", err)
