@@ -303,7 +303,7 @@ func TestRefusedFiles(t *testing.T) {
 	filled := func(t *testing.T) string {
 		path := filepath.Join(t.TempDir(), "registry.db")
 		s := open(t, path)
-		for i := range 200 {
+		for i := range 60 {
 			if err := s.Register(t.Context(), container(i)); err != nil {
 				t.Fatal(err)
 			}
