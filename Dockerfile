@@ -1,0 +1,23 @@
+# The node in an image with nothing else in it.
+#
+#   docker build --build-arg VERSION=$(git describe --tags --always) -t jiji-node .
+#   docker run --network host --cap-add NET_ADMIN --cap-add NET_RAW --device /dev/net/tun \
+#     -v /var/lib/jiji:/var/lib/jiji -v /run:/run jiji-node
+
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=dev
+ARG TARGETOS
+ARG TARGETARCH
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/jiji-node ./cmd/jiji-node
+
+FROM scratch
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out/jiji-node /usr/local/bin/jiji-node
+VOLUME /var/lib/jiji
+ENTRYPOINT ["/usr/local/bin/jiji-node"]
+CMD ["run"]
