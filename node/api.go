@@ -46,6 +46,9 @@ func (n api) Status() control.Status {
 		s.State = "removed"
 		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers")
 	}
+	if n.faulty() {
+		s.Warnings = append(s.Warnings, *n.fault.Load())
+	}
 	if s.Topology.Error != "" {
 		s.Warnings = append(s.Warnings, s.Topology.Error)
 	}
@@ -221,7 +224,7 @@ func (n api) Register(ctx context.Context, v control.Container) (control.Contain
 		StartedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	if c.ID == "" {
-		c.ID = handID(self.ID, c.Service, c.IP)
+		c.ID = handID(self.Key, c.Service, c.IP)
 	}
 	if c.Health == "" {
 		c.Health = registry.Healthy
@@ -253,8 +256,8 @@ func (n api) Register(ctx context.Context, v control.Container) (control.Contain
 
 // handID is the id of what no engine runs: stable, so that saying it again
 // changes the row instead of adding one.
-func handID(server, service string, ip netip.Addr) string {
-	sum := sha256.Sum256([]byte("by hand\n" + server + "\n" + strings.ToLower(service) + "\n" + ip.String()))
+func handID(server wgkey.Public, service string, ip netip.Addr) string {
+	sum := sha256.Sum256([]byte("by hand\n" + server.String() + "\n" + strings.ToLower(service) + "\n" + ip.String()))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -73,7 +73,7 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 		defer t.Stop()
 		alive = t.C
 	}
-	var retry <-chan time.Time
+	retry := n.retry()
 	for {
 		select {
 		case <-ctx.Done():
@@ -90,12 +90,37 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 		case <-tick.C:
 		case <-retry:
 		}
-		retry = nil
-		if err := n.converge(); err != nil {
-			n.log.Error("plan not applied whole; trying again", "err", err, "in", convergeRetry)
-			retry = time.After(convergeRetry)
-		}
+		n.settle()
+		retry = n.retry()
 	}
+}
+
+// retry fires when it is time to try again; it is nil when there is no need.
+func (n *Node) retry() <-chan time.Time {
+	if !n.faulty() {
+		return nil
+	}
+	return time.After(convergeRetry)
+}
+
+// settle converges, and logs when that begins and ceases to fail.
+func (n *Node) settle() {
+	fault := ""
+	if err := n.converge(); err != nil {
+		fault = err.Error()
+	}
+	was := n.fault.Swap(&fault)
+	switch {
+	case fault != "" && (was == nil || *was != fault):
+		n.log.Error("plan not applied whole; trying on", "err", fault)
+	case fault == "" && was != nil && *was != "":
+		n.log.Info("plan applied whole again")
+	}
+}
+
+func (n *Node) faulty() bool {
+	fault := n.fault.Load()
+	return fault != nil && *fault != ""
 }
 
 // observe is the monitor's view of the device.

@@ -22,6 +22,7 @@ import (
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/membership"
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/topology"
@@ -73,8 +74,9 @@ type Node struct {
 	degraded  []string // one line each
 
 	linksChanged chan struct{}
-	names        atomic.Int64 // in the zone
-	serial       uint32       // of the zone; converge's alone
+	names        atomic.Int64           // in the zone
+	fault        atomic.Pointer[string] // why the plan is not applied whole; "" if it is
+	serial       uint32                 // of the zone; converge's alone
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
@@ -91,7 +93,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.members, err = membership.Open(membership.Config{
 		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
 		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
-		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort) },
+		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
 		Log:    n.log,
 	})
 	if err != nil {
@@ -118,6 +120,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer closing(&err, "close registry", store.Close)
 	n.store = store
+	if err := n.adopt(ctx, store, topo); err != nil {
+		return err
+	}
 	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
 
 	if err := n.openTunnel(key, self); err != nil {
@@ -144,9 +149,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.monitor = monitor.New(monitor.Config{
 		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Log: n.log,
 	})
-	if err := n.converge(); err != nil {
-		return errors.Join(err, n.dns.Close())
-	}
+	n.settle()
 	n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
 	n.log.Info("dns listening", "addresses", n.dns.Addrs(), "names", n.names.Load(), "upstreams", n.upstreams())
 
@@ -172,6 +175,27 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.notify(daemon.SdNotifyStopping)
 	n.log.Info("stopping")
 	return err
+}
+
+// adopt takes over what this server registered under an id that it had before:
+// an embedded registry holds nobody else's rows.
+func (n *Node) adopt(ctx context.Context, store *embedded.Store, topo topology.Topology) error {
+	known := map[string]bool{}
+	for _, s := range topo.Servers {
+		known[s.ID] = true
+	}
+	for _, c := range store.Snapshot().Containers {
+		if known[c.ServerID] {
+			continue
+		}
+		known[c.ServerID] = true
+		count, err := store.Adopt(ctx, c.ServerID)
+		if err != nil {
+			return err
+		}
+		n.log.Info("containers of a former id taken over", "former", c.ServerID, "containers", count)
+	}
+	return nil
 }
 
 // openTunnel opens the device, without a management address where IPv6 is off.
@@ -216,12 +240,15 @@ func (n *Node) notify(state string) {
 
 // DetectEndpoints are the addresses of this machine under which others may
 // reach its WireGuard port.
-func DetectEndpoints(port uint16) []netip.AddrPort {
+func DetectEndpoints(port uint16, cluster netip.Prefix) []netip.AddrPort {
 	links, err := host.Links()
 	if err != nil {
 		return nil // a server without endpoints dials the others
 	}
-	return host.Endpoints(port, links)
+	if !cluster.IsValid() {
+		cluster = netip.MustParsePrefix(ipplan.DefaultCluster)
+	}
+	return host.Endpoints(port, links, cluster)
 }
 
 // followUpstreams fills in n.upstreams and returns what keeps it up to date.

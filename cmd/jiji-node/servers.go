@@ -71,7 +71,8 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 			if cmd.Flags().Changed("index") {
 				r.Index = &index
 			}
-			cfg := membership.Config{Domain: domain, Detect: func() []netip.AddrPort { return node.DetectEndpoints(a.listenPort) }}
+			cfg := membership.Config{Domain: domain}
+			cfg.Detect = func() []netip.AddrPort { return node.DetectEndpoints(a.listenPort, cfg.Cluster) }
 			if cluster != "" {
 				if cfg.Cluster, err = parseCluster(cluster); err != nil {
 					return err
@@ -105,6 +106,7 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 	c.Flags().StringVar(&name, "name", "", "host name of this server (default: the machine's)")
 	c.Flags().IntVar(&index, "index", 0, "number of this server's subnet (default: the lowest that is free as far as this machine knows)")
 	c.Flags().StringArrayVar(&endpoints, "endpoint", nil, "address under which others reach this server, IP or IP:PORT; may be repeated (default: the interfaces' addresses)")
+	c.Flags().Uint16Var(&a.listenPort, "listen-port", 51820, "UDP port of WireGuard, for endpoints without one")
 	c.Flags().StringVar(&importFile, "import", "", "take over the private key of this wg-quick file")
 	c.Flags().StringVar(&cluster, "cluster-cidr", "", "addresses of the whole mesh (default: the cluster's, 10.210.0.0/16 for a new one)")
 	c.Flags().StringVar(&domain, "domain", "", "domain of the mesh's names (default: the cluster's, jiji for a new one)")

@@ -159,6 +159,19 @@ func (s *Store) Deregister(ctx context.Context, ids ...string) (removed int, err
 	return removed, nil
 }
 
+// Adopt makes the rows of former, an id that this server had before, its own,
+// and returns how many containers there were.
+func (s *Store) Adopt(ctx context.Context, former string) (adopted int, err error) {
+	err = s.write(ctx, func(ctx context.Context, tx *writer) (err error) {
+		adopted, err = tx.adopt(ctx, former)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("adopt containers of %s: %w", former, err)
+	}
+	return adopted, nil
+}
+
 // Run implements registry.Store: it publishes what another process wrote to
 // the file, within about a second.
 func (s *Store) Run(ctx context.Context) error {

@@ -595,3 +595,38 @@ func BenchmarkRegister253(b *testing.B) {
 		}
 	}
 }
+
+func TestAdopt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registry.db")
+	former, err := Open(t.Context(), Config{Path: path, ServerID: "localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		if err := former.Register(t.Context(), container(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := former.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), Config{Path: path, ServerID: registrytest.Self})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if n, err := s.Adopt(t.Context(), "localhost"); n != 2 || err != nil {
+		t.Errorf("adopted %d, %v", n, err)
+	}
+	for _, c := range s.Snapshot().Containers {
+		if c.ServerID != registrytest.Self || c.Project != "shop" {
+			t.Errorf("after adoption: %+v", c)
+		}
+	}
+	if n, err := s.Deregister(t.Context(), container(0).ID); n != 1 || err != nil {
+		t.Errorf("an adopted container cannot be changed: %d, %v", n, err)
+	}
+	if n, err := s.Adopt(t.Context(), "localhost"); n != 0 || err != nil {
+		t.Errorf("adopted again: %d, %v", n, err)
+	}
+}

@@ -122,6 +122,15 @@ func (w *writer) remove(ctx context.Context, id string) error {
 	return w.exec(ctx, `DELETE FROM jiji_containers WHERE id = ? AND server_id = ?`, id, w.self)
 }
 
+func (w *writer) adopt(ctx context.Context, former string) (containers int, err error) {
+	before := w.changes
+	if err := w.exec(ctx, `UPDATE containers SET server_id = ? WHERE server_id = ?`, w.self, former); err != nil {
+		return 0, err
+	}
+	containers = int(w.changes - before)
+	return containers, w.exec(ctx, `UPDATE jiji_containers SET server_id = ? WHERE server_id = ?`, w.self, former)
+}
+
 func milli(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
