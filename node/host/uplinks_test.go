@@ -173,8 +173,12 @@ func TestClasses(t *testing.T) {
 		{Index: 10, Name: "tun0", Kind: "tuntap"},
 		{Index: 11, Name: "jiji-br0", Kind: "bridge"}, // no container yet
 	}
-	c := NewClasses("jiji0")
-	c.set(links)
+	readings := 0
+	c := &Classes{link: "jiji0", read: func() (Network, error) {
+		readings++
+		return Network{Links: links}, nil
+	}}
+	c.local.Store(&map[int]bool{})
 	var got []string
 	for _, l := range links {
 		if c.Answer(l.Index) {
@@ -188,5 +192,12 @@ func TestClasses(t *testing.T) {
 		if c.Answer(unknown) {
 			t.Errorf("answered on unknown interface %d", unknown)
 		}
+	}
+	if readings != 2 { // for lo, and for 12, which may have come since
+		t.Errorf("%d readings, want 2", readings)
+	}
+	links = append(links, LinkInfo{Index: 12, Name: "docker1", Kind: "bridge"})
+	if !c.Answer(12) || !c.Answer(12) || readings != 3 {
+		t.Errorf("a bridge that was made a moment ago is not answered, after %d readings", readings)
 	}
 }
