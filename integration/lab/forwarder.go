@@ -167,8 +167,8 @@ func (d *Direction) run(stop <-chan struct{}) {
 				d.lost.Add(1)
 				continue
 			}
+			d.out.Add(1) // first, so that who has the datagram finds it counted
 			g.send(g.data)
-			d.out.Add(1)
 		}
 		timer.Reset(d.untilNext(time.Now()))
 		select {

@@ -379,7 +379,7 @@ type Block struct {
 
 // Block drops the IP packets that go through the network from one server to another
 // and match an expression of nftables, such as "udp dport 51820"; "" matches all.
-// Neighbour discovery passes, so nothing tells the sender.
+// ARP and neighbour discovery pass, so nothing tells the sender.
 func (n *Network) Block(from, to *Server, match string) *Block {
 	n.lab.tb.Helper()
 	source, target := n.link(from), n.link(to)
@@ -387,8 +387,10 @@ func (n *Network) Block(from, to *Server, match string) *Block {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := &Block{lab: l, name: "b" + strconv.Itoa(len(l.blocks))}
-	b.rule = fmt.Sprintf("iifname %q oifname %q ether type { ip, ip6 } %s counter name %s drop",
-		source.outer, target.outer, match, b.name)
+	if match == "" {
+		match = "ether type { ip, ip6 }"
+	}
+	b.rule = fmt.Sprintf("iifname %q oifname %q %s counter name %s drop", source.outer, target.outer, match, b.name)
 	l.blocks = append(l.blocks, b)
 	if err := l.applyBlocks(); err != nil {
 		b.rule = ""
