@@ -98,7 +98,9 @@ type Config struct {
 	// Report receives every event, which is logged already. It must not block;
 	// nil for none.
 	Report func(Event)
-	Log    *slog.Logger
+	// Name is what logs call a peer; nil: its key.
+	Name func(wgkey.Public) string
+	Log  *slog.Logger
 }
 
 const interval = time.Second // between two readings of the device
@@ -128,6 +130,9 @@ type peer struct {
 
 // New returns a Monitor that watches nothing until SetCandidates.
 func New(cfg Config) *Monitor {
+	if cfg.Name == nil {
+		cfg.Name = wgkey.Public.String
+	}
 	return &Monitor{
 		cfg:   cfg,
 		wake:  make(chan struct{}, 1),
@@ -271,7 +276,7 @@ func (m *Monitor) watch(now time.Time, key wgkey.Public, p *peer, candidates []n
 	case err == nil:
 		p.failure = ""
 	case p.failure != err.Error(): // the same again and again is no news
-		m.cfg.Log.Warn("cannot ask peer", "peer", key, "endpoint", to.last.Endpoint, "err", err)
+		m.cfg.Log.Warn("cannot ask peer", "peer", m.cfg.Name(key), "endpoint", to.last.Endpoint, "err", err)
 		p.failure = err.Error()
 	}
 }
@@ -283,7 +288,7 @@ func (m *Monitor) tell(p *peer, e Event) {
 	if searching {
 		level = slog.LevelDebug
 	}
-	m.cfg.Log.Log(context.Background(), level, "path changed", "peer", e.Key, "from", e.From, "to", e.To,
+	m.cfg.Log.Log(context.Background(), level, "path changed", "peer", m.cfg.Name(e.Key), "from", e.From, "to", e.To,
 		"old", e.Old, "new", e.New, "reason", e.Reason, "outage", e.Outage.Round(time.Millisecond))
 	kept := p.changes
 	if n := len(kept); searching && n > 0 && kept[n-1].From == e.From && kept[n-1].To == e.To {

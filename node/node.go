@@ -147,7 +147,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("start dns: %w", err)
 	}
 	n.monitor = monitor.New(monitor.Config{
-		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Log: n.log,
+		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Name: n.peerName, Log: n.log,
 	})
 	n.settle()
 	n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
