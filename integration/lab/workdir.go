@@ -17,29 +17,41 @@ import (
 
 const workPrefix = "jiji-lab-"
 
-// workdir returns this process's directory for what its labs share: binaries and
+// A workspace is this process's directory for what its labs share: binaries and
 // sockets. It goes with the process.
-var workdir = sync.OnceValues(func() (string, error) {
+type workspace struct {
+	dir  string
+	life *os.File // the janitor's standard input: never closed but by the process's end
+}
+
+var openWorkspace = sync.OnceValues(func() (workspace, error) {
 	owner, err := ownerOf(os.Getpid())
 	if err != nil {
-		return "", err
+		return workspace{}, err
 	}
 	if err := sweep(os.TempDir()); err != nil {
-		return "", err
+		return workspace{}, err
 	}
 	dir := filepath.Join(os.TempDir(), workPrefix+owner)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", err
+		return workspace{}, err
 	}
-	return dir, janitor(dir)
+	life, err := janitor(dir)
+	return workspace{dir, life}, err
 })
 
-// janitor starts a process that removes dir when this one has ended, even by a
-// signal that it cannot handle.
-func janitor(dir string) error {
+// workdir returns the directory of the workspace.
+func workdir() (string, error) {
+	w, err := openWorkspace()
+	return w.dir, err
+}
+
+// janitor starts a process that removes dir when this one has ended, even by a signal
+// that it cannot handle: when what it returns is closed.
+func janitor(dir string) (*os.File, error) {
 	stdin, life, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer stdin.Close()
 	cmd := exec.Command("/bin/sh", "-c", `cat >/dev/null; rm -rf -- "$1"`, "sh", dir)
@@ -47,14 +59,10 @@ func janitor(dir string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // not for a Ctrl-C at the terminal
 	if err := cmd.Start(); err != nil {
 		life.Close()
-		return fmt.Errorf("start the process that removes %s: %w", dir, err)
+		return nil, fmt.Errorf("start the process that removes %s: %w", dir, err)
 	}
-	lifeline = life
-	return nil
+	return life, nil
 }
-
-// lifeline is never closed but by the end of the process: it must not be collected.
-var lifeline *os.File
 
 // sweep removes from tmp what lab processes left there whose machine or janitor was
 // stopped with them.
