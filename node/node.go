@@ -150,10 +150,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Name: n.peerName, Log: n.log,
 	})
 	n.settle()
-	n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
+	if !n.faulty() {
+		n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
+	}
 	n.log.Info("dns listening", "addresses", n.dns.Addrs(), "names", n.names.Load(), "upstreams", n.upstreams())
 
-	socket, err := control.Listen(cfg.RuntimeDir)
+	socket, err := control.Listen(cfg.RuntimeDir, n.log)
 	if err != nil {
 		return errors.Join(err, n.dns.Close())
 	}

@@ -51,7 +51,7 @@ func (scripted) Ping(_ context.Context, r PingRequest, reply func(PingReply)) er
 func serve(t *testing.T) *Client {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := Listen(dir)
+	l, err := Listen(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	stale(t, dir)
-	l, err := Listen(dir)
+	l, err := Listen(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatalf("stale socket: %v", err)
 	}
@@ -155,7 +155,7 @@ func TestListen(t *testing.T) {
 			c.Close()
 		}
 	}()
-	if _, err := Listen(dir); err == nil || !strings.Contains(err.Error(), "another jiji-node") {
+	if _, err := Listen(dir, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another jiji-node") {
 		t.Errorf("second listener: %v", err)
 	}
 	l.Close()
@@ -163,7 +163,7 @@ func TestListen(t *testing.T) {
 
 func TestServeEndsWithAClientHanging(t *testing.T) {
 	dir := t.TempDir()
-	l, err := Listen(dir)
+	l, err := Listen(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,8 +31,10 @@ type problem struct {
 
 // Listen opens the socket in dir, which is made if absent. A socket that a
 // killed node left behind is replaced; one that answers is an error. Members
-// of the group jiji may use it, where there is such a group.
-func Listen(dir string) (net.Listener, error) {
+// of the group jiji may use it, where there is such a group; if the socket may
+// not be given to it, as under the systemd unit without SupplementaryGroups=jiji,
+// it is root's alone and the log says so.
+func Listen(dir string, log *slog.Logger) (net.Listener, error) {
 	path := filepath.Join(dir, SocketName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make runtime directory: %w", err)
@@ -49,13 +51,12 @@ func Listen(dir string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if err := admit(path); err != nil {
-		l.Close()
-		return nil, err
+		log.Warn("control socket is root's alone", "err", err)
 	}
 	return l, nil
 }
 
-// admit gives the socket its owner and mode; before it, only root can connect.
+// admit opens the socket to its group; before, only root can connect.
 func admit(path string) error {
 	if g, err := user.LookupGroup("jiji"); err == nil {
 		gid, err := strconv.Atoi(g.Gid)
