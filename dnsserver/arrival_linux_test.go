@@ -165,8 +165,9 @@ func TestOnlyInsideIsAnswered(t *testing.T) {
 		from, to string
 		want     int
 	}{
-		{"loopback", server, "10.210.0.1", "10.210.0.1:53", dns.RcodeSuccess},
-		{"loopback to the wildcard", server, "127.0.0.1", "127.0.0.1:5353", dns.RcodeSuccess},
+		{"own address", server, "10.210.0.1", "10.210.0.1:53", dns.RcodeSuccess},
+		{"own address of the uplink", server, "192.0.2.1", "192.0.2.1:5353", dns.RcodeRefused}, // as Linux sees it
+		{"loopback", server, "127.0.0.1", "127.0.0.1:5353", dns.RcodeSuccess},
 		{"mesh", mesh, "10.210.1.1", "10.210.0.1:53", dns.RcodeSuccess},
 		{"mesh to the wildcard", mesh, "10.210.1.1", "10.210.0.1:5353", dns.RcodeSuccess},
 		{"uplink", outside, "192.0.2.2", "192.0.2.1:5353", dns.RcodeRefused},

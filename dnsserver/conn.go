@@ -76,8 +76,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
-			if ne, ok := errors.AsType[net.Error](err); ok && ne.Temporary() { //nolint:staticcheck // what the library looks at too
-				time.Sleep(50 * time.Millisecond) // no descriptors left: do not spin
+			if !errors.Is(err, net.ErrClosed) {
+				time.Sleep(50 * time.Millisecond) // no descriptors left: the library tries again at once
 			}
 			return nil, err
 		}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -75,6 +76,8 @@ func (f *forwarder) forward(ctx context.Context, r *dns.Msg) (*dns.Msg, netip.Ad
 // failed or were silent for a while, and returns the first good answer; if
 // there is none, the last bad one.
 func (f *forwarder) race(ctx context.Context, q *dns.Msg, ups []netip.AddrPort) (*dns.Msg, netip.AddrPort, error) {
+	var wg sync.WaitGroup
+	defer wg.Wait() // those that lost end at once, being canceled
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	type result struct {
@@ -92,10 +95,10 @@ func (f *forwarder) race(ctx context.Context, q *dns.Msg, ups []netip.AddrPort) 
 		case <-next.C:
 			up := ups[asked%len(ups)]
 			asked, waiting = asked+1, waiting+1
-			go func() {
+			wg.Go(func() {
 				reply, err := f.ask(ctx, up, q)
 				results <- result{up, reply, err}
-			}()
+			})
 			switch {
 			case asked == len(ups):
 				next.Reset(againAfter)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -34,8 +35,10 @@ type Config struct {
 	Reverse []netip.Prefix
 
 	// Answer says whether to answer what arrives on an interface; nil: always.
-	// It is called for every query and has to be fast. On Linux a query whose
-	// interface is not known is refused; elsewhere ifindex always is 0.
+	// It is called for every query, by many goroutines, and has to be fast. On
+	// Linux a query whose interface is not known is refused; elsewhere ifindex
+	// always is 0. A query of this host itself arrives on the interface that has
+	// the address it asks, as Linux sees it, and not on loopback.
 	Answer func(ifindex int) bool
 
 	// Upstreams returns whom to ask for names that are not ours, in order of
@@ -140,11 +143,15 @@ func (s *Server) listen(addr netip.AddrPort) error {
 	}
 }
 
-// Close closes the sockets, for a server that does not Run.
+// Close closes the sockets of a server that does not Run. After Run it does nothing.
 func (s *Server) Close() error {
 	var err error
 	for i := range s.packets {
-		err = errors.Join(err, s.packets[i].Close(), s.streams[i].Close())
+		for _, c := range []io.Closer{s.packets[i], s.streams[i]} {
+			if e := c.Close(); !errors.Is(e, net.ErrClosed) {
+				err = errors.Join(err, e)
+			}
+		}
 	}
 	return err
 }
@@ -152,8 +159,8 @@ func (s *Server) Close() error {
 // Addrs returns the addresses that s listens on, with their real ports.
 func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
 
-// SetZone has all queries from now on answered from z. It may be called at
-// any time, from any goroutine.
+// SetZone has all queries from now on answered from z, which is not nil. It may
+// be called at any time, from any goroutine.
 func (s *Server) SetZone(z *Zone) { s.zone.Store(z) }
 
 // Stats returns the counts so far.

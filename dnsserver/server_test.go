@@ -183,7 +183,9 @@ func TestServerTurnsUpstreamFaultsIntoServfail(t *testing.T) {
 	}{
 		{"silent", func(*dns.Msg) [][]byte { return nil }, dns.RcodeServerFailure},
 		{"wrong ID", func(q *dns.Msg) [][]byte { return [][]byte{wire(t, q, 1, func(m *dns.Msg) { m.Id++ })} }, dns.RcodeServerFailure},
-		{"refused", func(q *dns.Msg) [][]byte { return [][]byte{wire(t, q, 0, func(m *dns.Msg) { m.Rcode = dns.RcodeRefused })} }, dns.RcodeRefused},
+		{"refused", func(q *dns.Msg) [][]byte {
+			return [][]byte{wire(t, q, 0, func(m *dns.Msg) { m.Rcode = dns.RcodeRefused })}
+		}, dns.RcodeRefused},
 		{"truncated, TCP closed", func(q *dns.Msg) [][]byte { return [][]byte{wire(t, q, 0, func(m *dns.Msg) { m.Truncated = true })} }, dns.RcodeServerFailure},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -269,6 +271,9 @@ func TestRunEndsWithQueriesOpen(t *testing.T) {
 		}
 	case <-time.After(forwardTimeout / 2):
 		t.Error("Run waits for the upstream")
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close after Run: %v", err)
 	}
 	again, err := Listen(Config{Listen: s.Addrs(), Apex: "jiji"}) // the sockets are closed
 	if err != nil {
@@ -581,11 +586,13 @@ func TestZoneChangesUnderLoad(t *testing.T) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		tick := time.NewTicker(100 * time.Microsecond)
+		defer tick.Stop()
 		for i := 0; ; i++ {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-tick.C:
 				s.SetZone(zones[i%2])
 			}
 		}
