@@ -114,17 +114,14 @@ func (c *checker) server(i int, s Server, cluster netip.Prefix) {
 	} else if want := ipplan.Management(s.Key); s.ManagementIP != want {
 		bad(fieldManagementIP, "management address %s does not follow from its public key, want %s", s.ManagementIP, want)
 	}
-	if s.Subnet.IsValid() {
-		if err := checkSubnet(s.Subnet, cluster); err != nil {
-			bad(fieldSubnet, "%w", err)
-		}
-	}
-	if want := ipplan.WireGuardIP(s.Subnet); s.WireGuardIP != want {
-		if want.IsValid() {
-			bad(fieldWireGuardIP, "WireGuard address %s is not the first of its subnet %s, want %s", s.WireGuardIP, s.Subnet, want)
-		} else {
+	if !s.Subnet.IsValid() {
+		if s.WireGuardIP.IsValid() {
 			bad(fieldWireGuardIP, "WireGuard address %s: there is no subnet that it belongs to", s.WireGuardIP)
 		}
+	} else if err := checkSubnet(s.Subnet, cluster); err != nil {
+		bad(fieldSubnet, "%w", err)
+	} else if want := ipplan.WireGuardIP(s.Subnet); s.WireGuardIP != want {
+		bad(fieldWireGuardIP, "WireGuard address %s is not the first of its subnet %s, want %s", s.WireGuardIP, s.Subnet, want)
 	}
 	if len(s.Endpoints) > maxEndpoints {
 		bad(fieldEndpoints, "has %d endpoints, want at most %d", len(s.Endpoints), maxEndpoints)

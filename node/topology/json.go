@@ -149,16 +149,20 @@ func (e *SyntaxError) Unwrap() error { return e.Err }
 // joins one *SyntaxError for each fault, in which source is the file's name.
 func Parse(source string, data []byte) (Topology, error) {
 	r := reader{source: source, data: data}
-	if err := r.validate(); err != nil {
+	if len(data) > maxSize {
+		return Topology{}, tooLarge(source)
+	}
+	if err := r.validate(0); err != nil {
 		return Topology{}, err
 	}
-	top := r.record(r.whole(), "the file", false)
+	start := r.skipSpace(0)
+	top := r.record(span{start, len(data)}, "the file", false)
 	if len(r.faults) == 0 && top[fieldTopology] == (span{}) {
 		hint := ""
 		if top[fieldKey] != (span{}) {
 			hint = ": this is one server's entry, which `jiji-node server add` takes"
 		}
-		r.bad(r.whole().start, "has no %q, want {%[1]q: {…}}%s", fieldTopology, hint)
+		r.bad(start, "has no %q, want {%[1]q: {…}}%s", fieldTopology, hint)
 	}
 	if err := r.err(); err != nil {
 		return Topology{}, err
@@ -210,11 +214,12 @@ func ParseEntries(source string, in io.Reader) ([]EntryDoc, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	var entries []EntryDoc
 	for {
+		start := int(dec.InputOffset())
 		var raw json.RawMessage
 		if err := dec.Decode(&raw); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return nil, r.syntax(err)
+			return nil, r.validate(start) // the decoder miscounts the offsets of its errors
 		}
 		end := int(dec.InputOffset())
 		i := len(entries)
@@ -291,33 +296,21 @@ func (r *reader) place(at int, err error) error {
 	return &SyntaxError{r.source, bytes.Count(before, []byte{'\n'}) + 1, utf8.RuneCount(line) + 1, err}
 }
 
-// syntax gives an error of encoding/json its place.
-func (r *reader) syntax(err error) error {
-	at := len(r.data)
-	var syn *json.SyntaxError
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = errors.New("unexpected end of JSON input")
-	case errors.As(err, &syn) && syn.Offset < int64(len(r.data)):
-		at = int(syn.Offset) - 1 // Offset is behind the offending byte
-	}
-	return r.place(at, err)
-}
-
-func (r *reader) validate() error {
-	if len(r.data) > maxSize {
-		return tooLarge(r.source)
+// validate reports the first syntax error of the data from start on, where one
+// value and nothing else has to be.
+func (r *reader) validate(start int) error {
+	text := r.data[start:]
+	if json.Valid(text) {
+		return nil
 	}
 	var raw json.RawMessage
-	if err := json.Unmarshal(r.data, &raw); err != nil {
-		return r.syntax(err)
+	err := json.Unmarshal(text, &raw)
+	at := len(r.data)
+	var syn *json.SyntaxError
+	if errors.As(err, &syn) {
+		at = start + int(syn.Offset) - 1 // Offset is behind the offending byte
 	}
-	return nil
-}
-
-func (r *reader) whole() span {
-	start := r.skipSpace(0)
-	return span{start, r.skipValue(start)}
+	return r.place(at, err)
 }
 
 // record reads the object at v, which errors call what; a strict one has only
@@ -362,21 +355,24 @@ func (r *reader) field(name span) field {
 
 // text returns the string f of rec, empty if it is null or not there.
 func (r *reader) text(rec record, f field, what string) string {
-	return r.stringAt(rec[f], f, what)
-}
-
-func (r *reader) stringAt(v span, f field, what string) string {
-	switch {
-	case v == span{} || r.data[v.start] == 'n':
-		return ""
-	case r.data[v.start] != '"':
-		r.bad(v.start, "%s: %q: want a string, have %s", what, f, r.kind(v))
-		return ""
-	case v.end-v.start-2 > maxText:
-		r.bad(v.start, "%s: %q: has %d bytes, want at most %d", what, f, v.end-v.start-2, maxText)
+	v := rec[f]
+	if v == (span{}) || r.data[v.start] == 'n' {
 		return ""
 	}
-	return r.unquote(v)
+	text, _ := r.stringAt(v, f, what)
+	return text
+}
+
+func (r *reader) stringAt(v span, f field, what string) (text string, ok bool) {
+	switch {
+	case r.data[v.start] != '"':
+		r.bad(v.start, "%s: %q: want a string, have %s", what, f, r.kind(v))
+		return "", false
+	case v.end-v.start-2 > maxText:
+		r.bad(v.start, "%s: %q: has %d bytes, want at most %d", what, f, v.end-v.start-2, maxText)
+		return "", false
+	}
+	return r.unquote(v), true
 }
 
 // list returns the places of the elements of the array f of rec, none if it is
@@ -392,8 +388,9 @@ func (r *reader) list(rec record, f field, what string) []span {
 	}
 	var places []span
 	for i := r.skipSpace(v.start + 1); r.data[i] != ']'; i = r.skipSpace(i) {
-		places = append(places, span{i, r.skipValue(i)})
-		i = r.skipValue(i)
+		end := r.skipValue(i)
+		places = append(places, span{i, end})
+		i = end
 	}
 	return places
 }
@@ -463,7 +460,10 @@ func (r *reader) server(rec record, i int) Server {
 		return s
 	}
 	for _, place := range places {
-		text := r.stringAt(place, fieldEndpoints, what)
+		text, ok := r.stringAt(place, fieldEndpoints, what)
+		if !ok {
+			continue
+		}
 		ep, err := netip.ParseAddrPort(text)
 		if err != nil {
 			r.bad(place.start, "%s: endpoint %q: want ip:port such as 203.0.113.10:51820", what, text)
