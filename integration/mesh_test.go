@@ -6,8 +6,8 @@ package integration_test
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,11 +25,21 @@ const (
 	meshLimit = 10 * time.Second // for peers that can reach each other to be up
 )
 
+// Tests here wait more than they work: more of them at a time than there are cores.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "5"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
 // A mesh is servers web1, web2 and so on with subnets 0, 1 and so on.
 type mesh struct {
 	*lab.Lab
 	t       *testing.T
-	lan     *lab.Network
+	nets    []*lab.Network
+	lan     *lab.Network // the first of nets
 	servers []*lab.Server
 	nodes   []*lab.Process
 	readme  [3]string // the commands of "Three servers": init, server add, run
@@ -39,8 +49,17 @@ type mesh struct {
 // README. No node runs yet.
 func newMesh(t *testing.T, n int) *mesh {
 	t.Helper()
-	l := lab.New(t)
-	m := &mesh{Lab: l, t: t, lan: l.Network("lan", lanPrefix), readme: readmeCommands(t)}
+	return newMeshOn(t, n, lanPrefix)
+}
+
+// newMeshOn is newMesh with all servers on several networks, and an endpoint on each.
+func newMeshOn(t *testing.T, n int, prefixes ...string) *mesh {
+	t.Helper()
+	m := &mesh{Lab: lab.New(t), t: t, readme: readmeCommands(t)}
+	for i, p := range prefixes {
+		m.nets = append(m.nets, m.Network([]string{"lan", "dsl"}[i], p))
+	}
+	m.lan = m.nets[0]
 	lab.Binary(t) // for the commands that a shell runs
 	for range n {
 		m.addServer()
@@ -72,19 +91,30 @@ func readmeCommands(t *testing.T) (commands [3]string) {
 func sh(s *lab.Server, line string) string { return s.Run("sh", "-c", "cd /run && "+line) }
 
 // addServer makes the next server, with its identity, and gives its entry to all.
-func (m *mesh) addServer(endpoints ...netip.AddrPort) *lab.Server {
+func (m *mesh) addServer() *lab.Server {
 	m.t.Helper()
 	i := len(m.servers)
-	s := m.Server(fmt.Sprintf("web%d", i+1)).On(m.lan)
+	s := m.Server(fmt.Sprintf("web%d", i+1)).On(m.nets...)
 	m.servers, m.nodes = append(m.servers, s), append(m.nodes, nil)
-	sh(s, strings.NewReplacer("web1", s.Name, "--index 0", fmt.Sprintf("--index %d", i), "203.0.113.10", s.Addr(m.lan).String()).Replace(m.readme[0]))
-	for _, from := range m.servers { // the files are copied to each
+	var endpoints []string
+	for _, k := range s.Links() {
+		endpoints = append(endpoints, k.Addr().String())
+	}
+	sh(s, strings.NewReplacer("web1", s.Name, "--index 0", fmt.Sprintf("--index %d", i),
+		"203.0.113.10", strings.Join(endpoints, " --endpoint ")).Replace(m.readme[0]))
+	m.copyEntries()
+	return s
+}
+
+// copyEntries copies the files of the entries of all servers to each.
+func (m *mesh) copyEntries() {
+	m.t.Helper()
+	for _, from := range m.servers {
 		for _, to := range m.servers {
 			file := "/run/" + from.Name + ".json"
 			to.WriteFile(file, from.ReadFile(file))
 		}
 	}
-	return s
 }
 
 // addEntries has a server add the files of all.
