@@ -16,6 +16,7 @@ mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work
 mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work overlay /etc
 umount -l /mnt
+rm -rf /run/mount # mount's notes
 rm -rf /etc/jiji /etc/wireguard /etc/resolv.conf /etc/hosts /etc/hostname
 mkdir -m 700 /etc/wireguard
 echo "$1" >/etc/hostname

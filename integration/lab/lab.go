@@ -93,14 +93,16 @@ func missingTools() error {
 	} {
 		if _, err := exec.LookPath(tool[0]); err != nil {
 			programs = append(programs, tool[0])
-			packages = append(packages, tool[1])
+			if !slices.Contains(packages, tool[1]) {
+				packages = append(packages, tool[1])
+			}
 		}
 	}
 	if programs == nil {
 		return nil
 	}
 	return fmt.Errorf("not installed: %s (apt-get install %s)",
-		strings.Join(programs, ", "), strings.Join(slices.Compact(packages), " "))
+		strings.Join(programs, ", "), strings.Join(packages, " "))
 }
 
 // sysctl writes a file below /proc/sys/net, which shows the writing thread's namespace.
@@ -167,7 +169,6 @@ func (h *Host) state() []byte {
 	for _, line := range []string{
 		"ip -s -d addr",
 		"ip route show table all",
-		"ip -6 route show table all",
 		"ip neigh",
 		"wg show all",
 		"nft list ruleset",
@@ -176,12 +177,8 @@ func (h *Host) state() []byte {
 		"ls -lR /run /var/lib/jiji",
 		"ps -eo pid,ppid,stat,etimes,rss,args",
 	} {
-		args := strings.Fields(line)
-		out, err := h.Try(args[0], args[1:]...)
+		out, _ := h.Try("sh", "-c", line+" 2>&1") // what failed says so itself
 		fmt.Fprintf(&text, "## %s\n%s\n", line, out)
-		if err != nil {
-			fmt.Fprintf(&text, "%v\n", err)
-		}
 	}
 	return []byte(text.String())
 }

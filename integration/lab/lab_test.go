@@ -40,22 +40,35 @@ func child(t *testing.T, test string, env ...string) *exec.Cmd {
 
 func TestThreeServersPingEachOther(t *testing.T) {
 	t.Parallel()
-	start := time.Now()
 	l := New(t)
 	lan := l.Network("lan", "192.0.2.0/24", "2001:db8::/64")
 	a, b, c := l.Server("a").On(lan), l.Server("b").On(lan), l.Server("c").On(lan)
-	a.Container("web-a", "10.210.0.10")
-	b.Container("web-b", "10.210.1.10")
-	c.Container("web-c", "10.210.2.10")
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("made in %v, want less than 2s", took)
-	}
 	for _, from := range []*Server{a, b, c} {
 		for _, to := range []*Server{a, b, c} {
 			for _, addr := range to.Link(lan).Addrs() {
 				from.Run("ping", "-c1", "-W1", addr.String())
 			}
 		}
+	}
+}
+
+// Three servers with a container each take about 0.13 s on an idle machine. The best of
+// three tells, since the machine may be busy.
+func TestLabIsMadeQuickly(t *testing.T) {
+	best := time.Hour
+	for range 3 {
+		start := time.Now()
+		l := New(t)
+		lan := l.Network("lan", "192.0.2.0/24")
+		for i := range 3 {
+			name := string(rune('a' + i))
+			l.Server(name).On(lan).Container("web-"+name, fmt.Sprintf("10.210.%d.10", i))
+		}
+		best = min(best, time.Since(start))
+	}
+	t.Logf("made in %v", best)
+	if best > 2*time.Second {
+		t.Errorf("made in %v, want less than 2s", best)
 	}
 }
 
@@ -596,6 +609,55 @@ diff "$1/before" "$1/after"`
 	cmd.Env = append(os.Environ(), "JIJI_LAB_DIR="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// A verdict is a TB that notes how it was ended.
+type verdict struct {
+	TB
+	skipped, failed string
+}
+
+func (v *verdict) Helper()                           {}
+func (v *verdict) Skipf(format string, args ...any)  { v.skipped = fmt.Sprintf(format, args...) }
+func (v *verdict) Fatalf(format string, args ...any) { v.failed = fmt.Sprintf(format, args...) }
+
+func TestMissingToolsSkipButFailInCI(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("without root that is the reason")
+	}
+	t.Setenv("PATH", t.TempDir())
+	const want = "not installed: dig, ip, mount, nft, ping, ss, tcpdump, traceroute, wg (apt-get install bind9-dnsutils iproute2 mount " +
+		"nftables iputils-ping tcpdump traceroute wireguard-tools)"
+	for _, ci := range []string{"", "true"} {
+		t.Setenv("CI", ci)
+		var v verdict
+		New(&v)
+		said, other := v.skipped, v.failed
+		if ci == "true" {
+			said, other = other, said
+		}
+		if !strings.Contains(said, want) || other != "" {
+			t.Errorf("CI=%q: skipped %q, failed %q, want %q", ci, v.skipped, v.failed, want)
+		}
+	}
+}
+
+func TestEventuallySaysWhatItWaitedFor(t *testing.T) {
+	var v verdict
+	tries := 0
+	Eventually(&v, time.Second, "the third try", func() error {
+		if tries++; tries < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if tries != 3 || v.failed != "" {
+		t.Errorf("tried %d times, failed %q, want 3 and none", tries, v.failed)
+	}
+	Eventually(&v, time.Millisecond, "the end", func() error { return errors.New("never comes") })
+	if want := "the end: not within 1ms: never comes"; v.failed != want {
+		t.Errorf("failed with %q, want %q", v.failed, want)
 	}
 }
 

@@ -19,7 +19,9 @@ type Path struct {
 }
 
 // Path makes a new way from one server to the WireGuard port of another, on a network of
-// the first one: if possible on one that both are on.
+// the first one: if possible on one that both are on. The direct way stays: WireGuard
+// moves to it when the far server begins, unless that has only a path back as well, or
+// the direct way is blocked.
 func (l *Lab) Path(from, to *Server) *Path {
 	l.tb.Helper()
 	if len(from.links) == 0 || len(to.links) == 0 {
