@@ -58,11 +58,7 @@ cross: ## build for the other systems that it has to build for
 	done
 
 fuzz: ## run each fuzz test for FUZZTIME (30s)
-	@grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file name; do \
-		name=$${name#func }; \
-		echo "$$name in $${file%/*}"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null; \
-	done
+	.ci/fuzz $(FUZZTIME)
 
 bench: ## measure against stock wireguard-go and a baseline of DNS, as root
 	@[[ $$(id -u) == 0 ]] || { echo "make bench: needs root, to make network namespaces: run it as root" >&2; exit 1; }
