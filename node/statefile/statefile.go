@@ -132,14 +132,21 @@ func Read(path string, limit int64) ([]byte, fs.FileMode, error) {
 	if !info.Mode().IsRegular() {
 		return nil, 0, fmt.Errorf("%s is %s, want a regular file", path, kind(info.Mode()))
 	}
+	if info.Size() > limit {
+		return nil, 0, tooLarge(path, info.Size(), limit)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, 0, err
 	}
-	if int64(len(data)) > limit {
-		return nil, 0, fmt.Errorf("%s has %d bytes, want at most %d", path, max(info.Size(), limit+1), limit)
+	if int64(len(data)) > limit { // it grows, or hides its size as /proc does
+		return nil, 0, tooLarge(path, limit+1, limit)
 	}
 	return data, info.Mode(), nil
+}
+
+func tooLarge(path string, size, limit int64) error {
+	return fmt.Errorf("%s has %d bytes, want at most %d", path, size, limit)
 }
 
 func kind(m fs.FileMode) string {

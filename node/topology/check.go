@@ -16,7 +16,7 @@ const (
 )
 
 // A fault is one reason why a topology is refused. It belongs to a field of a
-// server, to a server as a whole (fieldNone), or to the topology (server -1).
+// server, or of the topology (server -1).
 type fault struct {
 	server int
 	field  field
@@ -27,15 +27,19 @@ type fault struct {
 // twenty of them. Removed servers are checked each for itself, and their ids
 // stay taken; their keys and subnets are free for members.
 func Check(t Topology) error {
-	var errs []error
-	for _, f := range check(t) {
+	c := check(t)
+	errs := make([]error, 0, len(c.faults)+1)
+	for _, f := range c.faults {
 		errs = append(errs, f.err)
+	}
+	if c.more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more faults", c.more))
 	}
 	return errors.Join(errs...)
 }
 
-func check(t Topology) []fault {
-	c := checker{}
+func check(t Topology) checker {
+	var c checker
 	if err := ipplan.CheckCluster(t.Cluster); err != nil {
 		c.add(-1, fieldCluster, err)
 	}
@@ -79,12 +83,10 @@ func check(t Topology) []fault {
 			subnets[s.Subnet] = i
 		}
 	}
-	if c.more > 0 {
-		c.faults = append(c.faults, fault{-1, fieldNone, fmt.Errorf("and %d more faults", c.more)})
-	}
-	return c.faults
+	return c
 }
 
+// A checker collects what is wrong with a topology.
 type checker struct {
 	faults []fault
 	more   int // faults after maxFaults, only counted

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -183,17 +184,18 @@ func Parse(source string, data []byte) (Topology, error) {
 	if err := r.err(); err != nil {
 		return Topology{}, err
 	}
-	for _, f := range check(t) {
+	c := check(t)
+	for _, f := range c.faults {
 		place := top[fieldTopology]
 		if f.server >= 0 {
 			place = places[f.server]
-			rec = r.record(place, ordinal(f.server), false)
 		}
-		if f.field != fieldNone && rec[f.field] != (span{}) {
-			place = rec[f.field]
+		if at := r.record(place, "", false)[f.field]; at != (span{}) {
+			place = at
 		}
 		r.bad(place.start, "%w", f.err)
 	}
+	r.more = c.more
 	if err := r.err(); err != nil {
 		return Topology{}, err
 	}
@@ -219,7 +221,7 @@ func ParseEntries(source string, in io.Reader) ([]EntryDoc, error) {
 		if err := dec.Decode(&raw); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return nil, r.validate(start) // the decoder miscounts the offsets of its errors
+			return nil, cmp.Or(r.validate(start), err) // the decoder miscounts the offsets of its errors
 		}
 		end := int(dec.InputOffset())
 		i := len(entries)
@@ -332,7 +334,7 @@ func (r *reader) record(v span, what string, strict bool) record {
 			r.bad(name.start, "this is a whole network file, not a server's entry: start the node with `--network %s`", r.source)
 			return rec
 		case strict && f > fieldDomain:
-			r.bad(name.start, "%s: unknown field %.80s", what, r.data[name.start:name.end])
+			r.bad(name.start, "%s: unknown field %.80q", what, r.unquote(name))
 		case f == fieldNone:
 		case rec[f] != span{}:
 			r.bad(name.start, "%s: %q is there twice", what, f)
