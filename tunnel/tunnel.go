@@ -224,7 +224,7 @@ func (t *Tunnel) serve(ctx context.Context, l *net.UnixListener) {
 		case err == nil:
 			clients.Go(func() {
 				defer context.AfterFunc(ctx, func() { c.Close() })()
-				t.dev.IpcHandle(c) // closes c
+				answer(t.dev, c) // closes c
 			})
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return

@@ -1,14 +1,19 @@
 package tunnel
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // The socket on which wg(8) speaks to a userspace device. The listener of the
@@ -79,3 +84,63 @@ func (s *socket) Close() error {
 	}
 	return err
 }
+
+const (
+	clientLimit = 5 * time.Second // for a client to send the rest of a request, and to take the answer
+	maxRequest  = 64 << 20        // bytes; one of 65,536 peers has about a third
+)
+
+// answer answers the requests of a client until it leaves, and closes c. Left to
+// itself the device reads a request line by line, and nobody else may read or
+// change it meanwhile: one client that stops in the middle would stop all. So
+// requests are complete before the device sees them, and answers before they are
+// sent.
+func answer(dev *device.Device, c net.Conn) {
+	defer c.Close()
+	r := bufio.NewReader(c)
+	for {
+		request, err := readRequest(c, r)
+		if err != nil {
+			return
+		}
+		e := exchange{Conn: c, in: bytes.NewReader(request)}
+		dev.IpcHandle(&e)
+		c.SetWriteDeadline(time.Now().Add(clientLimit))
+		if _, err := c.Write(e.out.Bytes()); err != nil || e.out.Len() == 0 {
+			return // to no operation at all the device says nothing
+		}
+	}
+}
+
+// readRequest reads up to an empty line. A client may wait with the first line.
+func readRequest(c net.Conn, r *bufio.Reader) ([]byte, error) {
+	var request []byte
+	c.SetReadDeadline(time.Time{})
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return nil, err // lines of this protocol fit into the buffer
+		}
+		if request == nil {
+			c.SetReadDeadline(time.Now().Add(clientLimit))
+		}
+		request = append(request, line...)
+		if len(line) == 1 {
+			return request, nil
+		}
+		if len(request) > maxRequest {
+			return nil, fmt.Errorf("request longer than %d bytes", maxRequest)
+		}
+	}
+}
+
+// An exchange is one request and its answer, as a connection.
+type exchange struct {
+	net.Conn
+	in  io.Reader
+	out bytes.Buffer
+}
+
+func (e *exchange) Read(b []byte) (int, error)  { return e.in.Read(b) }
+func (e *exchange) Write(b []byte) (int, error) { return e.out.Write(b) }
+func (e *exchange) Close() error                { return nil }
