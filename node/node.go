@@ -82,7 +82,7 @@ type Node struct {
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
 // error that the configuration is to blame for is marked by package usage.
 func Run(ctx context.Context, cfg Config) (err error) {
-	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), linksChanged: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()), linksChanged: make(chan struct{}, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)

@@ -10,6 +10,7 @@ import (
 	"github.com/acidtib/jiji-node/node"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/node/usage"
 )
 
@@ -86,7 +87,9 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 		}
 	}
 	if a.chosen("domain") {
-		cfg.Domain = strings.ToLower(strings.TrimSuffix(r.domain, "."))
+		if cfg.Domain, err = topology.ParseDomain(r.domain); err != nil {
+			return cfg, usage.Errorf("--domain: %w", err)
+		}
 	}
 	for _, text := range r.upstreams {
 		ep, err := netip.ParseAddrPort(text)

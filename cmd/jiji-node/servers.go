@@ -16,10 +16,11 @@ import (
 	"github.com/acidtib/jiji-node/node/identity"
 	"github.com/acidtib/jiji-node/node/membership"
 	"github.com/acidtib/jiji-node/node/statefile"
+	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/node/usage"
 )
 
-const maxEntries = 32 << 20 // bytes of a file of entries
+const maxEntries = 64 << 20 // bytes of a file of entries
 
 // offline opens the state directory when no node runs on it, calls do, and
 // saves. While a node runs, online asks that one instead.
@@ -71,7 +72,12 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 			if cmd.Flags().Changed("index") {
 				r.Index = &index
 			}
-			cfg := membership.Config{Domain: domain}
+			cfg := membership.Config{}
+			if domain != "" {
+				if cfg.Domain, err = topology.ParseDomain(domain); err != nil {
+					return usage.Errorf("--domain: %w", err)
+				}
+			}
 			cfg.Detect = func() []netip.AddrPort { return node.DetectEndpoints(a.listenPort, cfg.Cluster) }
 			if cluster != "" {
 				if cfg.Cluster, err = parseCluster(cluster); err != nil {

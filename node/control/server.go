@@ -21,7 +21,7 @@ import (
 // SocketName is the name of the socket in the runtime directory.
 const SocketName = "node.sock"
 
-const maxBody = 32 << 20 // a topology of 65,536 servers has about 20 MB
+const maxBody = 64 << 20 // 65,536 servers have about 30 MB
 
 // A problem is the body of every answer that is not 200.
 type problem struct {

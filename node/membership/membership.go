@@ -167,12 +167,6 @@ func (m *Membership) set(t topology.Topology) error {
 	return nil
 }
 
-// same reports whether a and b say the same of the mesh.
-func same(a, b topology.Topology) bool {
-	return a.Cluster == b.Cluster && a.Domain == b.Domain && a.Discovery == b.Discovery &&
-		slices.EqualFunc(a.Servers, b.Servers, topology.Server.Equal)
-}
-
 // An Entry is what can be said of this machine's own entry; zero fields leave it.
 type Entry struct {
 	Name      string
@@ -222,12 +216,7 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 		}
 		return with, usage.Mark(err)
 	}
-	t.Servers = slices.Clone(t.Servers)
-	for i, s := range t.Servers {
-		if s.Key == self.Key && s.RemovedAt.Equal(self.RemovedAt) {
-			t.Servers[i] = self
-		}
-	}
+	t = t.With(self)
 	return t, usage.Mark(topology.Check(t))
 }
 
@@ -265,7 +254,7 @@ func merge(known, given topology.Topology) (merged topology.Topology, superseded
 	for _, s := range given.Servers {
 		keys[s.Key] = true
 		ids[strings.ToLower(s.ID)] = true
-		if s.RemovedAt.IsZero() {
+		if s.RemovedAt.IsZero() && s.Subnet.IsValid() {
 			subnets[s.Subnet] = true
 		}
 	}
@@ -326,7 +315,7 @@ func (m *Membership) take(given topology.Topology) error {
 	if err := topology.Check(merged); err != nil {
 		return err
 	}
-	if same(merged, known) {
+	if merged.Equal(known) {
 		return nil
 	}
 	return m.set(merged)
@@ -347,7 +336,7 @@ func (m *Membership) SetEntry(e Entry, running bool) (topology.Server, error) {
 	if running && is.Subnet != was.Subnet {
 		return was, usage.Errorf("subnet %s: the node is running on %s: stop it first", is.Subnet, was.Subnet)
 	}
-	if same(changed, known) {
+	if changed.Equal(known) {
 		return was, nil
 	}
 	return is, m.set(changed)
@@ -382,10 +371,10 @@ func (m *Membership) Add(source string, text []byte) ([]Added, error) {
 		} else if err != nil {
 			return nil, usage.Mark(err)
 		}
-		added = append(added, Added{Server: s, Renamed: e.ID != s.ID, Allocated: !e.Subnet.IsValid(), Changed: !same(next, t)})
+		added = append(added, Added{Server: s, Renamed: e.ID != s.ID, Allocated: !e.Subnet.IsValid(), Changed: !next.Equal(t)})
 		t = next
 	}
-	if same(t, known) {
+	if t.Equal(known) {
 		return added, nil
 	}
 	return added, m.set(t)
@@ -403,5 +392,8 @@ func (m *Membership) Remove(id string) (topology.Server, error) {
 		return topology.Server{}, usage.Mark(err)
 	}
 	i := slices.IndexFunc(t.Servers, func(s topology.Server) bool { return strings.EqualFold(s.ID, id) })
+	if t.Equal(*m.topo.Load()) {
+		return t.Servers[i], nil
+	}
 	return t.Servers[i], m.set(t)
 }
