@@ -181,7 +181,7 @@ func waitPeer(t *testing.T, s *lab.Server, id string, limit time.Duration, is fu
 	var p control.Peer
 	lab.Eventually(t, limit, "peer "+id+" of "+s.Name, func() error {
 		var known bool
-		st, err := tryStatus(s)
+		st, err := tryStatus(t, s)
 		if err != nil {
 			return err
 		}
@@ -196,18 +196,17 @@ func waitPeer(t *testing.T, s *lab.Server, id string, limit time.Duration, is fu
 	return p
 }
 
-func tryStatus(s *lab.Server) (st control.Status, err error) {
-	out, err := s.Try("jiji-node", "status", "--json")
-	if err == nil {
-		err = json.Unmarshal([]byte(out), &st)
-	}
-	return st, err
+func tryStatus(t *testing.T, s *lab.Server) (control.Status, error) {
+	return clientOf(s).Status(t.Context())
 }
 
-func status(t *testing.T, s *lab.Server) control.Status {
+// clientOf returns a client of the server's node, for what a test asks many times.
+func clientOf(s *lab.Server) *control.Client { return control.NewClient(s.Path("/run/jiji")) }
+
+// status is what `jiji-node status` says.
+func status(t *testing.T, s *lab.Server) (st control.Status) {
 	t.Helper()
-	st, err := tryStatus(s)
-	if err != nil {
+	if err := json.Unmarshal([]byte(s.Run("jiji-node", "status", "--json")), &st); err != nil {
 		t.Fatal(err)
 	}
 	return st

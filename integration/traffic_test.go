@@ -96,54 +96,51 @@ func transfer(t *testing.T, from, to *lab.Container, size int64, limit time.Dura
 	return got.from
 }
 
-// A pinger pings once every 100 ms, until it is stopped.
+// A pinger pings once every 100 ms, until the test ends.
 type pinger struct {
-	t     *testing.T
-	p     *lab.Process
-	start time.Time
+	t *testing.T
+	p *lab.Process
 }
 
 func startPing(t *testing.T, from *lab.Host, to string) *pinger {
 	t.Helper()
-	p := &pinger{t: t, p: from.Spawn("ping", "-n", "-i0.1", "-O", to), start: time.Now()}
+	p := &pinger{t, from.Spawn("ping", "-n", "-D", "-i0.1", to)}
 	p.p.WaitLog("bytes from", 5*time.Second)
 	return p
 }
 
-// answered returns the numbers of the requests that were answered so far.
-func (p *pinger) answered() (seqs []int) {
+// answers returns when the answers so far came.
+func (p *pinger) answers() (at []time.Time) {
 	p.t.Helper()
 	for line := range strings.Lines(p.p.Log()) {
-		_, rest, found := strings.Cut(line, " bytes from ")
+		stamp, _, found := strings.Cut(line, "] 64 bytes from ")
 		if !found {
 			continue
 		}
-		_, rest, _ = strings.Cut(rest, "icmp_seq=")
-		text, _, _ := strings.Cut(rest, " ")
-		n, err := strconv.Atoi(text)
+		seconds, err := strconv.ParseFloat(strings.TrimPrefix(stamp, "["), 64)
 		if err != nil {
 			p.t.Fatalf("%s printed %q", p.p.Name, line)
 		}
-		seqs = append(seqs, n)
+		at = append(at, time.UnixMicro(int64(seconds*1e6)))
 	}
-	return seqs
+	return at
 }
 
 // gap returns the longest time without an answer.
-func (p *pinger) gap() time.Duration {
-	longest, last := 0, 0
-	for _, n := range p.answered() {
-		longest, last = max(longest, n-last), n
+func (p *pinger) gap() (longest time.Duration) {
+	at := p.answers()
+	for i := range at[1:] {
+		longest = max(longest, at[i+1].Sub(at[i]))
 	}
-	return time.Duration(longest) * 100 * time.Millisecond
+	return longest
 }
 
-// resumes waits until the ping is answered again, for three requests in a row.
+// resumes waits until the ping has three answers more.
 func (p *pinger) resumes(limit time.Duration) {
 	p.t.Helper()
-	had := len(p.answered())
+	had := len(p.answers())
 	lab.Eventually(p.t, limit, "the ping is answered again", func() error {
-		if got := len(p.answered()); got < had+3 {
+		if got := len(p.answers()); got < had+3 {
 			return fmt.Errorf("%d answers more", got-had)
 		}
 		return nil

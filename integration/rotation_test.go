@@ -1,0 +1,130 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+	"github.com/acidtib/jiji-node/node/control"
+)
+
+const (
+	dslPrefix     = "198.51.100.0/24"
+	rotationLimit = 20 * time.Second // from a path's death to traffic on another one
+)
+
+// twoLinks makes two servers with two links each, a container behind each, and a ping
+// between them.
+func twoLinks(t *testing.T) (m *mesh, ping *pinger) {
+	t.Helper()
+	m = newMeshOn(t, 2, lanPrefix, dslPrefix)
+	a := m.servers[0].Container("a", "10.210.0.10")
+	b := m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	for i, s := range m.servers {
+		other := m.servers[1-i]
+		if p := peer(t, s, other.Name); p.Endpoint != other.Endpoint(m.lan) {
+			t.Errorf("%s uses %v, want the first endpoint %v", s.Name, p.Endpoint, other.Endpoint(m.lan))
+		}
+	}
+	return m, startPing(t, a.Host, b.Addr.String())
+}
+
+// rotated checks that the traffic went from one network to the other within the limit,
+// and that both ends say so.
+func rotated(t *testing.T, m *mesh, ping *pinger, from, to *lab.Network) {
+	t.Helper()
+	cut := time.Now()
+	ping.resumes(rotationLimit + 5*time.Second)
+	gap := ping.gap()
+	t.Logf("no answer for %v", gap)
+	if gap > rotationLimit {
+		t.Errorf("no answer for %v, want at most %v", gap, rotationLimit)
+	}
+	for i, s := range m.servers {
+		other := m.servers[1-i]
+		p := waitPeer(t, s, other.Name, rotationLimit, func(p control.Peer) bool {
+			return p.State == "up" && p.Endpoint == other.Endpoint(to)
+		})
+		moved := false
+		for _, c := range p.Changes {
+			moved = moved || c.Old == other.Endpoint(from) && c.New == other.Endpoint(to) && c.Reason != "" && !c.At.Before(cut.Add(-time.Second))
+		}
+		if !moved {
+			t.Errorf("%s does not tell of the move from %v to %v: %+v", s.Name, other.Endpoint(from), other.Endpoint(to), p.Changes)
+		}
+	}
+}
+
+func TestRotationWhenAPathDies(t *testing.T) {
+	t.Parallel()
+	m, ping := twoLinks(t)
+	lan, dsl := m.nets[0], m.nets[1]
+	lan.Cut(m.servers[0], m.servers[1])
+	rotated(t, m, ping, lan, dsl)
+	lan.Heal(m.servers[0], m.servers[1])
+	dsl.Cut(m.servers[0], m.servers[1])
+	rotated(t, m, ping, dsl, lan) // and back, later
+}
+
+func TestRotationWhenAPathDiesOneWay(t *testing.T) {
+	t.Parallel()
+	for i, name := range []string{"Forth", "Back"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, ping := twoLinks(t)
+			m.lan.CutOneWay(m.servers[i], m.servers[1-i])
+			rotated(t, m, ping, m.nets[0], m.nets[1])
+		})
+	}
+}
+
+func TestHealthyPathStays(t *testing.T) {
+	t.Parallel()
+	const watched = time.Minute
+	m, ping := twoLinks(t)
+	var before []control.Peer
+	for i, s := range m.servers {
+		before = append(before, peer(t, s, m.servers[1-i].Name))
+	}
+	start := time.Now()
+	lab.Eventually(t, watched+5*time.Second, "a minute passes", func() error {
+		for i, s := range m.servers {
+			st, err := tryStatus(t, s)
+			p, _ := peerOf(st, m.servers[1-i].Name)
+			if err != nil || p.Endpoint != before[i].Endpoint || p.State != "up" || len(p.Changes) != len(before[i].Changes) {
+				t.Fatalf("a healthy path changed: %+v, was %+v: %v", p, before[i], err)
+			}
+		}
+		if left := watched - time.Since(start); left > 0 {
+			return fmt.Errorf("%v are left", left)
+		}
+		return nil
+	})
+	if gap := ping.gap(); gap > time.Second {
+		t.Errorf("no answer for %v", gap)
+	}
+}
+
+// A peer that comes back with another address is followed there by those whom it dials,
+// though nobody was told.
+func TestRoamedPeerIsFollowed(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	a := m.servers[0].Container("a", "10.210.0.10")
+	b := m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	ping := startPing(t, a.Host, b.Addr.String())
+	for i, stop := range []func(*lab.Process){(*lab.Process).Stop, (*lab.Process).Kill9} {
+		stop(m.nodes[1])
+		m.servers[1].Link(m.lan).Renumber(fmt.Sprintf("203.0.113.%d", 40+i))
+		m.start(1)
+		waitPeer(t, m.servers[0], "web2", 5*time.Second, func(p control.Peer) bool {
+			return p.State == "up" && p.Endpoint == m.servers[1].Endpoint(m.lan)
+		})
+		ping.resumes(5 * time.Second)
+	}
+}
