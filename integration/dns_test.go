@@ -1,0 +1,322 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+	"github.com/acidtib/jiji-node/node/control"
+)
+
+// What a container is answered, by the name server of its server.
+func TestDNSAnswersInTheMesh(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	outside := m.Server("outside").On(m.lan)
+	startResolver(t, outside, "192.0.2.1")
+	web1.SetResolvers(outside.Addr(m.lan))
+	m.startAll()
+	a := web1.Container("a", "10.210.0.10")
+	web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10", "--project", "shop", "--id", "0123456789abcdef")
+	web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.11", "--id", "fedcba9876543210")
+	management := status(t, m.servers[1]).Server.ManagementIP.String()
+
+	for _, c := range []struct {
+		question string // of dig
+		want     string // rcode, flag of authority, answers, and the type of the authority section's record
+	}{
+		{"api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"API.Jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"+search api", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"+tcp api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"+noedns api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"shop-api.jiji", "NOERROR aa 10.210.0.10"},
+		{"api.web1.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"0123456789ab.api.jiji", "NOERROR aa 10.210.0.10"},
+		{"api.jiji AAAA", "NOERROR aa SOA"},
+		{"+tcp api.jiji AAAA", "NOERROR aa SOA"},
+		{"-x 10.210.0.10", "NOERROR aa 0123456789ab.api.jiji."},
+		{"-x 10.210.0.200", "NXDOMAIN aa SOA"},
+		{"-x 10.210.1.1", "NOERROR aa web2.node.jiji."},
+		{"web2.node.jiji", "NOERROR aa 10.210.1.1"},
+		{"web2.node.jiji AAAA", "NOERROR aa " + management},
+		{"-x " + management, "NOERROR aa web2.node.jiji."},
+		{"nothing.jiji", "NXDOMAIN aa SOA"},
+		{"+tcp nothing.jiji", "NXDOMAIN aa SOA"},
+		{"node.jiji", "NOERROR aa SOA"},
+		{"jiji SOA", "NOERROR aa web1.node.jiji."},
+		{"jiji NS", "NOERROR aa web1.node.jiji."},
+		{"www.example.org", "NOERROR 192.0.2.1"},
+		{"+tcp www.example.org", "NOERROR 192.0.2.1"},
+		{"absent.example.org", "NXDOMAIN SOA"},
+		{"large.example.org TXT", "NOERROR large"}, // truncated, and asked again by TCP
+	} {
+		if got := ask(t, a.Host, strings.Fields(c.question)...); got != c.want {
+			t.Errorf("%-30s %s, want %s", c.question, got, c.want)
+		}
+	}
+	if got := ask(t, m.servers[1].Host, "@10.210.0.1", "api.jiji"); got != "NOERROR aa 10.210.0.10 10.210.0.11" {
+		t.Errorf("another server's node is answered %s", got)
+	}
+	for name, want := range map[string]string{"api": "10.210.0.10", "www.example.org": "192.0.2.1"} {
+		if out := a.Run("getent", "ahostsv4", name); !strings.Contains(out, want) {
+			t.Errorf("getent: %s is %s", name, out)
+		}
+	}
+}
+
+// Weak hosts answer on every interface for every address. The name server does not.
+func TestDNSRefusesNeighboursOnTheUplink(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	neighbour := m.Server("neighbour").On(m.lan)
+	m.startAll()
+	web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10")
+	neighbour.Run("ip", "route", "add", "10.210.0.0/24", "via", web1.Addr(m.lan).String())
+
+	for _, question := range []string{"api.jiji", "+tcp api.jiji", "www.example.org", "web1.node.jiji"} {
+		if got := ask(t, neighbour.Host, append(strings.Fields(question), "@10.210.0.1")...); got != "REFUSED" {
+			t.Errorf("%s: %s, want REFUSED", question, got)
+		}
+	}
+
+	// With an address of the mesh for a source the answer goes into the mesh.
+	neighbour.Run("ip", "address", "add", "10.210.1.77/32", "dev", "lo")
+	refused := status(t, web1).DNS.Refused
+	answers := web1.Capture("jiji0", "udp src port 53")
+	clear := web1.Link(m.lan).Capture("udp src port 53")
+	if out, err := neighbour.Try("dig", "+tries=1", "+timeout=1", "-b", "10.210.1.77", "@10.210.0.1", "api.jiji"); err == nil {
+		t.Errorf("a spoofed source is answered:\n%s", out)
+	}
+	if got := status(t, web1).DNS.Refused; got != refused+1 {
+		t.Errorf("%d queries were refused, want 1", got-refused)
+	}
+	for _, p := range answers.Packets() {
+		var msg dns.Msg
+		if err := msg.Unpack(p.Data[28:]); err != nil || msg.Rcode != dns.RcodeRefused || len(msg.Answer) != 0 {
+			t.Errorf("the mesh was sent %v: %v", &msg, err)
+		}
+	}
+	if answers.Count() != 1 || clear.Count() != 0 {
+		t.Errorf("%d answers in the mesh, %d outside of it; want 1 and 0", answers.Count(), clear.Count())
+	}
+}
+
+// A container that is not healthy is not answered, from the next query on.
+func TestDNSLeavesOutTheUnhealthyAtOnce(t *testing.T) {
+	t.Parallel()
+	const limit = 200 * time.Millisecond
+	m := newMesh(t, 1)
+	web1 := m.servers[0]
+	a := web1.Container("a", "10.210.0.10")
+	m.start(0)
+	web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10", "--id", "one")
+	web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.11", "--id", "two")
+	conn := dialUDP(t, a.Host, netip.MustParseAddrPort("10.210.0.1:53"))
+
+	becomes := func(id, health, want string) time.Duration {
+		t.Helper()
+		start := time.Now()
+		if err := clientOf(web1).SetHealth(t.Context(), control.HealthRequest{ID: id, Health: health}); err != nil {
+			t.Fatal(err)
+		}
+		lab.Eventually(t, 5*time.Second, fmt.Sprintf("api.jiji is %s after %s became %s", want, id, health), func() error {
+			if got := addresses(t, conn, "api.jiji."); got != want {
+				return fmt.Errorf("it is %s", got)
+			}
+			return nil
+		})
+		return time.Since(start)
+	}
+	var took []time.Duration
+	for range 5 {
+		took = append(took,
+			becomes("one", "unhealthy", "10.210.0.11"),
+			becomes("two", "starting", ""),
+			becomes("one", "healthy", "10.210.0.10"),
+			becomes("two", "healthy", "10.210.0.10 10.210.0.11"))
+	}
+	slices.Sort(took)
+	t.Logf("after %v in the median, %v at most", took[len(took)/2], took[len(took)-1])
+	if median := took[len(took)/2]; median > limit {
+		t.Errorf("the answers changed after %v in the median, want at most %v", median, limit)
+	}
+	web1.Run("jiji-node", "service", "deregister", "one", "two")
+	if got := ask(t, a.Host, "api.jiji"); got != "NXDOMAIN aa SOA" {
+		t.Errorf("api.jiji after the last one was deregistered: %s", got)
+	}
+}
+
+// The name servers of the host are followed when they change.
+func TestDNSFollowsTheHostsNameServers(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 1)
+	web1 := m.servers[0]
+	a := web1.Container("a", "10.210.0.10")
+	first, second := m.Server("first").On(m.lan), m.Server("second").On(m.lan)
+	startResolver(t, first, "192.0.2.1")
+	startResolver(t, second, "192.0.2.2")
+	m.start(0)
+	if got := ask(t, a.Host, "www.example.org"); got != "SERVFAIL" {
+		t.Errorf("without a name server: %s, want SERVFAIL", got)
+	}
+	follows := func(want string) {
+		t.Helper()
+		lab.Eventually(t, 5*time.Second, "www.example.org is "+want, func() error {
+			if got := ask(t, a.Host, "www.example.org"); got != want {
+				return fmt.Errorf("it is %s", got)
+			}
+			return nil
+		})
+	}
+	web1.SetResolvers(first.Addr(m.lan))
+	follows("NOERROR 192.0.2.1")
+	replaceFile(t, web1, "/etc/resolv.conf", fmt.Sprintf("nameserver %s\n", second.Addr(m.lan)))
+	follows("NOERROR 192.0.2.2")
+	if up := status(t, web1).DNS.Upstreams; len(up) != 1 || up[0].Addr() != second.Addr(m.lan) {
+		t.Errorf("status has the name servers %v", up)
+	}
+	// Our own address among them is no loop, and one that is dead no obstacle.
+	web1.SetResolvers(netip.MustParseAddr("10.210.0.1"), m.Server("dead").On(m.lan).Addr(m.lan), first.Addr(m.lan))
+	follows("NOERROR 192.0.2.1")
+}
+
+// ask digs from the host, and returns the rcode, "aa" if it is authoritative, the
+// answers' data in order and the types of the authority section.
+func ask(t *testing.T, h *lab.Host, question ...string) string {
+	t.Helper()
+	out := h.Run("dig", append([]string{"+tries=1", "+timeout=5", "+nosearch"}, question...)...)
+	_, rest, _ := strings.Cut(out, "status: ")
+	rcode, _, _ := strings.Cut(rest, ",")
+	words := []string{rcode}
+	if _, flags, _ := strings.Cut(rest, ";; flags: "); strings.Contains(strings.Split(flags, ";")[0], "aa") {
+		words = append(words, "aa")
+	}
+	if _, section, found := strings.Cut(out, ";; ANSWER SECTION:\n"); found {
+		section, _, _ = strings.Cut(section, "\n\n")
+		var data []string
+		for line := range strings.Lines(section) {
+			value := strings.Fields(line)[4]
+			if text, is := strings.CutPrefix(value, `"`); is {
+				value, _, _ = strings.Cut(text, "-")
+			}
+			if !slices.Contains(data, value) {
+				data = append(data, value)
+			}
+		}
+		slices.Sort(data)
+		words = append(words, data...)
+	} else if _, section, found := strings.Cut(out, ";; AUTHORITY SECTION:\n"); found {
+		words = append(words, strings.Fields(section)[3])
+	}
+	return strings.Join(words, " ")
+}
+
+// startResolver runs a name server on port 53 of a host: www.example.org is addr.
+func startResolver(t *testing.T, s *lab.Server, addr string) {
+	t.Helper()
+	at := netip.AddrPortFrom(s.Links()[0].Addr(), 53)
+	udp := listenUDP(t, s.Host, at)
+	var tcp *net.TCPListener
+	err := s.Do(func() (err error) {
+		tcp, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := map[dns.Question]string{
+		{Name: "www.example.org.", Qtype: dns.TypeA, Qclass: dns.ClassINET}:     "www.example.org. 60 A " + addr,
+		{Name: "large.example.org.", Qtype: dns.TypeTXT, Qclass: dns.ClassINET}: "large.example.org. 60 TXT " + strings.Repeat(`"large-`+strings.Repeat("x", 200)+`" `, 20),
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg).SetReply(r)
+		q := r.Question[0]
+		q.Name = strings.ToLower(q.Name)
+		if text, ok := records[q]; ok {
+			rr, _ := dns.NewRR(text)
+			m.Answer = []dns.RR{rr}
+		} else {
+			if strings.HasPrefix(q.Name, "absent.") {
+				m.Rcode = dns.RcodeNameError
+			}
+			soa, _ := dns.NewRR("example.org. 60 SOA ns.example.org. root.example.org. 1 2 3 4 60")
+			m.Ns = []dns.RR{soa}
+		}
+		if opt := r.IsEdns0(); opt != nil {
+			m.SetEdns0(1232, false)
+		}
+		if _, isUDP := w.RemoteAddr().(*net.UDPAddr); isUDP {
+			m.Truncate(1232)
+		}
+		w.WriteMsg(m)
+	})
+	for _, srv := range []*dns.Server{{PacketConn: udp, Handler: handler}, {Listener: tcp, Handler: handler}} {
+		started, ended := make(chan struct{}), make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		go func() {
+			defer close(ended)
+			srv.ActivateAndServe()
+		}()
+		<-started
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			srv.ShutdownContext(ctx)
+			<-ended
+		})
+	}
+}
+
+func dialUDP(t *testing.T, h *lab.Host, to netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	var c *net.UDPConn
+	err := h.Do(func() (err error) {
+		c, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// addresses asks for the addresses of a name, and returns them in order.
+func addresses(t *testing.T, c *net.UDPConn, name string) string {
+	t.Helper()
+	query := new(dns.Msg).SetQuestion(name, dns.TypeA)
+	c.SetDeadline(time.Now().Add(2 * time.Second))
+	conn := dns.Conn{Conn: c}
+	err := conn.WriteMsg(query)
+	for err == nil {
+		var reply *dns.Msg
+		if reply, err = conn.ReadMsg(); err == nil && reply.Id == query.Id {
+			if reply.Rcode != dns.RcodeSuccess {
+				err = errors.New(dns.RcodeToString[reply.Rcode])
+				break
+			}
+			var all []string
+			for _, rr := range reply.Answer {
+				all = append(all, rr.(*dns.A).A.String())
+			}
+			slices.Sort(all)
+			return strings.Join(all, " ")
+		}
+	}
+	t.Fatalf("ask for %s: %v", name, err)
+	return ""
+}
