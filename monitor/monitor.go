@@ -33,8 +33,8 @@ type State uint8
 
 const (
 	Unknown State = iota // never heard of, and not every candidate asked yet
-	Up                   // heard of, and it owes no answer
-	Suspect              // asked on the endpoint in use
+	Up                   // heard of, and it owes no answer, or was asked for one less than a second ago
+	Suspect              // asked on the endpoint in use, without an answer so far
 	Down                 // not answering: its candidates are tried, for ever
 )
 

@@ -86,6 +86,23 @@ func TestCrossedInitiations(t *testing.T) {
 	}
 }
 
+// Two idle ends that ask each other at the same moment do not leave the path.
+func TestCrossedQuestions(t *testing.T) {
+	for _, key := range []wgkey.Public{big, small} {
+		p := peerOf(key, paths{a: both, b: both})
+		story(t, func(t *testing.T, s *world) {
+			s.m.SetCandidates(set{key: {a, b}})
+			s.pass(10 * time.Second)
+			s.change(func() { p.crossing = 1 })
+			s.pass(28 * time.Second)
+			s.wantState(key, Up)
+			if p.asks != 1 || p.crossing != 0 || slices.Contains(p.moves, b) {
+				t.Errorf("%d questions, moves %v", p.asks, p.moves)
+			}
+		}, p)
+	}
+}
+
 func TestMovesFromDeadPath(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -168,7 +185,7 @@ func TestKeepsLivePath(t *testing.T) {
 				if len(p.moves) != 1 || p.asks > tc.maxAsks || p.Endpoint != b {
 					t.Errorf("%d moves, %d questions, on %v", len(p.moves), p.asks, p.Endpoint)
 				}
-				if n := len(s.events); tc.maxAsks == 0 && n != 2 { // the first move, the first handshake
+				if n := len(s.events); n != 2 { // the first move, the first handshake
 					t.Errorf("%d events: %+v", n, s.events)
 				}
 			}, p)
@@ -539,6 +556,20 @@ func TestStepKeepsSpacing(t *testing.T) {
 	}
 	if p, act = step(now+25*time.Millisecond, p, seen, []netip.AddrPort{c}, true); act.do != move || p.last.Endpoint != c {
 		t.Errorf("after 25ms %+v, path %+v", act, p)
+	}
+}
+
+// A candidate that comes up while an answer is awaited does not end the waiting.
+func TestStepOffersNothingToAskedPeer(t *testing.T) {
+	now := time.Hour
+	seen := Observed{Key: big, Endpoint: a, LastHandshake: time.Unix(9, 0)}
+	p, _ := step(now, path{}, seen, []netip.AddrPort{a}, true)
+	p, act := step(now+silence, p, seen, []netip.AddrPort{a}, true)
+	if act.do != ask || p.state != Up {
+		t.Fatalf("%+v, path %+v", act, p)
+	}
+	if p, act = step(now+silence+100*time.Millisecond, p, seen, []netip.AddrPort{a, b}, true); act.do != stay || p.last.Endpoint != a {
+		t.Errorf("%+v, path %+v", act, p)
 	}
 }
 

@@ -34,6 +34,7 @@ type path struct {
 	call  time.Duration // latest of them
 
 	// The search, from the first question until a handshake.
+	doubt  string         // why the first one was put
 	asked  time.Duration  // latest question
 	due    time.Duration  // of the next one
 	tried  int            // candidates asked, again ones counted again
@@ -77,17 +78,26 @@ func step(now time.Duration, p path, seen Observed, candidates []netip.AddrPort,
 	}
 
 	here := p.last.Endpoint
+	if p.state == Up {
+		switch {
+		case p.calls >= 2:
+			p.state = Suspect
+			return p.question(now, here), action{move, "it asks again, so our answers are lost"}
+		case p.tried > 0 && now-p.asked >= courtesy: // by now it should have answered
+			p.state = Suspect
+			return p, action{reason: p.doubt}
+		case p.tried > 0:
+		case p.sent != 0 && now-p.sent >= owed:
+			p.doubt = "sent data, and nothing heard for 11s"
+			return p.question(now, here), action{do: ask}
+		case now-p.heard >= silence:
+			p.doubt = "nothing heard for 30s"
+			return p.question(now, here), action{do: ask}
+		}
+		return p, action{reason: why}
+	}
 	switch {
-	case p.state == Up && p.calls >= 2:
-		p.state = Suspect
-		return p.question(now, here), action{move, "it asks again, so our answers are lost"}
-	case p.state == Up && p.sent != 0 && now-p.sent >= owed:
-		p.state = Suspect
-		return p.question(now, here), action{ask, "sent data, and nothing heard for 11s"}
-	case p.state == Up && now-p.heard >= silence:
-		p.state = Suspect
-		return p.question(now, here), action{ask, "nothing heard for 30s"}
-	case p.state == Up || now < p.due:
+	case now < p.due:
 		return p, action{reason: why}
 	case p.back:
 		p.back, p.asked, p.due = false, now, now+answer
@@ -167,9 +177,10 @@ func (p path) observe(now time.Duration, seen Observed, first bool) (path, strin
 		p.call = now
 		// Its handshake completes within a round trip, unless our initiation
 		// crossed it: then both were dropped, and one end has to ask again.
-		if p.state != Up && first {
+		switch asking := p.state != Up || p.tried > 0; {
+		case asking && first:
 			p = p.returnTo(now + courtesy)
-		} else if p.state != Up {
+		case asking:
 			p = p.returnTo(now + answer)
 		}
 	}
@@ -207,7 +218,7 @@ func (p *path) offer(candidates []netip.AddrPort) (netip.AddrPort, string) {
 	if gone(p.last.Endpoint) && len(candidates) > 0 {
 		return candidates[0], "no longer a candidate"
 	}
-	if p.tried > 0 && p.state != Suspect {
+	if p.tried > 0 && (p.state == Down || p.state == Unknown) {
 		for _, c := range candidates {
 			if !slices.Contains(old, c) {
 				return c, "new candidate"
