@@ -80,10 +80,14 @@ func configureLink(name string, mtu int, addresses []netip.Prefix) (changed []st
 		if slices.Contains(have, a) {
 			continue
 		}
-		err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{
+		add := netlink.Addr{IPNet: &net.IPNet{
 			IP:   a.Addr().AsSlice(),
 			Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen()),
-		}})
+		}}
+		if a.Addr().Is6() { // else it is tentative at first, and no route can have it as its source
+			add.Flags = unix.IFA_F_NODAD
+		}
+		err := netlink.AddrAdd(link, &add)
 		switch {
 		case err == nil:
 			changed = append(changed, "address "+a.String())

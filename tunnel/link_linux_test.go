@@ -156,3 +156,23 @@ func TestOpenMakesInterfaceAndCloseRemovesIt(t *testing.T) {
 		}
 	})
 }
+
+// A route with the address as its source can be made at once: the kernel would
+// not take a tentative one.
+func TestAddressServesAtOnce(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		tun := mustOpen(t, realConfig())
+		defer tun.Close()
+		link, err := netlink.LinkByName("jiji0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("addresses %v, %v, want one", list, err)
+		}
+		if list[0].Flags&unix.IFA_F_NODAD == 0 {
+			t.Errorf("flags %#x of %v, want IFA_F_NODAD", list[0].Flags, v6)
+		}
+	})
+}
