@@ -100,7 +100,7 @@ func (t Topology) freeSubnet(s Server, known int, now time.Time) (netip.Prefix, 
 		if err != nil {
 			return netip.Prefix{}, fmt.Errorf("subnet %s of %s belongs to %s: %w", s.Subnet, nameOf(0, s), nameOf(0, by), err)
 		}
-		return netip.Prefix{}, fmt.Errorf("subnet %s of %s belongs to %s: on the former, run `jiji-node init --index %s`",
+		return netip.Prefix{}, fmt.Errorf("subnet %s of %s belongs to %s: on %[2]s, run `jiji-node init --index %[4]s`",
 			s.Subnet, nameOf(0, s), nameOf(0, by), t.number(free))
 	case s.Subnet.IsValid():
 		return s.Subnet, nil
