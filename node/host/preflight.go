@@ -92,32 +92,32 @@ func Check(f Facts, w Want) []Problem {
 func (f Facts) linkTaken(l LinkInfo) string {
 	switch {
 	case l.Kind == "wireguard":
-		return fmt.Sprintf("interface %s exists already, as a kernel WireGuard interface: expected none of this name: take it down (`wg-quick down %s`, or `ip link delete %s`) or choose another name", l.Name, l.Name, l.Name)
+		return fmt.Sprintf("interface %s exists already, as a kernel WireGuard interface: expected none of this name: take it down (`wg-quick down %s`, or `ip link delete %s`) or choose another name with --interface", l.Name, l.Name, l.Name)
 	case l.Kind == "tuntap" && f.LinkOwner != "":
-		return fmt.Sprintf("interface %s exists already, as a TUN device of %s: expected none of this name: stop that process or choose another name", l.Name, f.LinkOwner)
+		return fmt.Sprintf("interface %s exists already, as a TUN device of %s: expected none of this name: stop that process or choose another name with --interface", l.Name, f.LinkOwner)
 	case l.Kind == "tuntap":
-		return fmt.Sprintf("interface %s exists already, as a TUN device of an unknown process or of none: expected none of this name: stop that process, or run `ip link delete %s`, or choose another name", l.Name, l.Name)
+		return fmt.Sprintf("interface %s exists already, as a TUN device of an unknown process or of none: expected none of this name: stop that process, or run `ip link delete %s`, or choose another name with --interface", l.Name, l.Name)
 	}
-	return fmt.Sprintf("interface %s exists already, of type %s: expected none of this name: run `ip link delete %s` or choose another name", l.Name, l.Kind, l.Name)
+	return fmt.Sprintf("interface %s exists already, of type %s: expected none of this name: run `ip link delete %s` or choose another name with --interface", l.Name, l.Kind, l.Name)
 }
 
 func (f Facts) checkBinds(w Want, report func(Kind, string, ...any)) {
 	said := map[string]bool{} // IPv4 and IPv6 of one port are one problem, if of one owner
 	for _, b := range f.Binds {
-		port := fmt.Sprintf("port %d/%s", b.Local.Port(), b.Proto)
+		port, setting := fmt.Sprintf("port %d/%s", b.Local.Port(), b.Proto), "--listen-port"
 		if !b.Local.Addr().IsUnspecified() {
-			port += " on " + b.Local.Addr().String()
+			port, setting = port+" on "+b.Local.Addr().String(), "--dns-port"
 		}
 		switch {
 		case b.Err == nil:
 		case errors.Is(b.Err, syscall.EADDRINUSE):
-			owner := "somebody who cannot be named from here"
+			owner, at := "somebody who cannot be named from here", ""
 			if s, ok := holder(b, f.Sockets); ok {
-				owner = fmt.Sprintf("%s (%s)", f.owner(s), s.Local)
+				owner, at = f.owner(s), fmt.Sprintf(" (%s)", s.Local)
 			}
 			if text := port + owner; !said[text] {
 				said[text] = true
-				report(KindPort, "%s is taken by %s, expected free: stop what holds it, or choose another port", port, owner)
+				report(KindPort, "%s is taken by %s%s, expected free: stop what holds it, or choose another port with %s", port, owner, at, setting)
 			}
 		case errors.Is(b.Err, fs.ErrPermission):
 			if !said[port] {
