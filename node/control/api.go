@@ -82,7 +82,7 @@ type TopologyState struct {
 // A Peer is a server as seen from here through WireGuard.
 type Peer struct {
 	Server
-	State         string         `json:"state"` // "up", "suspect", "down", or "unknown" before the first answer
+	State         string         `json:"state"` // "up", "suspect", "down", or "unknown" if it was never heard and nothing is left to ask
 	Since         time.Time      `json:"since"` // of State
 	Endpoint      netip.AddrPort `json:"endpoint"`
 	LastHandshake *time.Time     `json:"lastHandshake"`
