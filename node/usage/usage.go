@@ -5,6 +5,9 @@ package usage
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"syscall"
 )
 
 // An Error is one that the input is to blame for.
@@ -18,10 +21,14 @@ func (e *Error) Unwrap() error { return e.Err }
 // Errorf is fmt.Errorf, marked.
 func Errorf(format string, args ...any) error { return &Error{fmt.Errorf(format, args...)} }
 
-// Mark marks err; it returns nil for nil.
+// refusals are the machine's, whatever it was asked for.
+var refusals = []error{syscall.EDQUOT, syscall.EIO, syscall.ENOSPC, syscall.EROFS, fs.ErrPermission}
+
+// Mark marks err, unless it is a refusal of the machine, such as a full disk.
+// It returns nil for nil.
 func Mark(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(err, r) }) {
+		return err
 	}
 	return &Error{err}
 }
