@@ -72,6 +72,9 @@ func Open(cfg Config) (*Membership, error) {
 	if cfg.NetworkFile != "" {
 		given, err := topology.Load(cfg.NetworkFile)
 		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w (named by --network)", err)
+			}
 			return nil, usage.Mark(err)
 		}
 		if _, ok := given.Self(key.Public()); !ok {
@@ -92,7 +95,11 @@ func Open(cfg Config) (*Membership, error) {
 		}
 	}
 	if cfg.Cluster.IsValid() && cfg.Cluster != known.Cluster {
-		return nil, usage.Errorf("cluster CIDR %s: this machine belongs to the cluster %s (%s); it cannot be changed after the set-up", cfg.Cluster, known.Cluster, m.source())
+		hint := ""
+		if cfg.NetworkFile == "" {
+			hint = "; to begin anew, stop the node and move that file away"
+		}
+		return nil, usage.Errorf("cluster CIDR %s: this machine belongs to the cluster %s (%s)%s", cfg.Cluster, known.Cluster, m.source(), hint)
 	}
 	if cfg.Domain != "" && cfg.Domain != known.Domain {
 		return nil, usage.Errorf("domain %q: this machine belongs to a cluster with the domain %q (%s)", cfg.Domain, known.Domain, m.source())
@@ -187,6 +194,9 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 		host, err := os.Hostname()
 		if err != nil {
 			return t, fmt.Errorf("read this machine's host name: %w", err)
+		}
+		if host == "" {
+			return t, usage.Errorf("this machine has no host name: choose one for the server with --name")
 		}
 		e.Name = host
 	}

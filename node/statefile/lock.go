@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,9 +22,9 @@ type InUseError struct {
 
 func (e *InUseError) Error() string {
 	if e.PID == 0 {
-		return fmt.Sprintf("state directory %s is in use by another process", e.Dir)
+		return fmt.Sprintf("state directory %s is in use by another process: stop that one, or choose another directory with --state-dir", e.Dir)
 	}
-	return fmt.Sprintf("state directory %s is in use by process %d", e.Dir, e.PID)
+	return fmt.Sprintf("state directory %s is in use by process %d: stop that one, or choose another directory with --state-dir", e.Dir, e.PID)
 }
 
 // A Lock keeps others out of a directory until it is closed or the process
@@ -35,12 +36,12 @@ type Lock struct{ f *os.File }
 // wait: where another process has the lock it returns an *InUseError.
 func LockDir(dir string) (*Lock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state directory: %w", err)
+		return nil, fmt.Errorf("make state directory: %w", advised(err))
 	}
 	path := filepath.Join(dir, LockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|oNoFollow, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock state directory: %w", err)
+		return nil, fmt.Errorf("lock state directory: %w", advised(err))
 	}
 	switch err := flock(f, false); {
 	case errors.Is(err, errLocked):
@@ -56,6 +57,14 @@ func LockDir(dir string) (*Lock, error) {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
 	return &Lock{f}, nil
+}
+
+// advised is err with what to do about it, where that is known.
+func advised(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: run as root", err)
+	}
+	return err
 }
 
 // Close unlocks the directory. The lock file stays: removing it would let two

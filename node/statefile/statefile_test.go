@@ -174,7 +174,7 @@ func TestLockDir(t *testing.T) {
 	var inUse *InUseError
 	if _, err := LockDir(dir); !errors.As(err, &inUse) || inUse.Dir != dir || inUse.PID != os.Getpid() {
 		t.Errorf("second lock: %v", err)
-	} else if want := fmt.Sprintf("state directory %s is in use by process %d", dir, os.Getpid()); err.Error() != want {
+	} else if want := fmt.Sprintf("state directory %s is in use by process %d: stop that one, or choose another directory with --state-dir", dir, os.Getpid()); err.Error() != want {
 		t.Errorf("error is %q, want %q", err, want)
 	}
 	must(t, l.Close())
