@@ -104,6 +104,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := n.preflight(); err != nil {
 		return err
 	}
+	socket, err := control.Listen(cfg.RuntimeDir, n.log) // its clients wait until it is served
+	if err != nil {
+		return err
+	}
+	defer socket.Close() // for a start that fails; control.Serve closes it, too
 	n.log.Info("preflight passed")
 	if err := n.members.Save(); err != nil {
 		return err
@@ -155,10 +160,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	n.log.Info("dns listening", "addresses", n.dns.Addrs(), "names", n.names.Load(), "upstreams", n.upstreams())
 
-	socket, err := control.Listen(cfg.RuntimeDir, n.log)
-	if err != nil {
-		return errors.Join(err, n.dns.Close())
-	}
 	n.log.Info("control socket open", "path", socket.Addr())
 
 	g, ctx := errgroup.WithContext(ctx)
