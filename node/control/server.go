@@ -41,7 +41,7 @@ func Listen(dir string, log *slog.Logger) (net.Listener, error) {
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("listen on %s: another jiji-node answers there", path)
+		return nil, fmt.Errorf("listen on %s: another jiji-node answers there: stop it, or choose another directory with --runtime-dir", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
