@@ -74,12 +74,12 @@ func TestThreeNodes(t *testing.T) {
 		for _, from := range containers {
 			for i, s := range m.servers {
 				for _, transport := range []string{"+notcp", "+tcp"} {
-					out := from.Run("dig", "+short", transport, s.Name+".node.jiji")
+					out := from.Run("dig", "+short", "+tries=1", transport, s.Name+".node.jiji")
 					if got := strings.TrimSpace(out); got != wireGuardIP(i) {
 						t.Errorf("%s: %s.node.jiji is %s, want %s", from.Name, s.Name, got, wireGuardIP(i))
 					}
 				}
-				out := from.Run("dig", "+short", "-t", "AAAA", s.Name+".node.jiji")
+				out := from.Run("dig", "+short", "+tries=1", "-t", "AAAA", s.Name+".node.jiji")
 				if got, want := strings.TrimSpace(out), status(t, s).Server.ManagementIP.String(); got != want {
 					t.Errorf("%s: AAAA of %s.node.jiji is %s, want %s", from.Name, s.Name, got, want)
 				}
