@@ -70,6 +70,22 @@ func replace(path string, data []byte, mode fs.FileMode, allowed func() error) e
 	return syncDir(filepath.Dir(path))
 }
 
+// Remove removes path and what killed writers of it left, for good when it
+// returns. That path is absent is no error.
+func Remove(path string) error {
+	dir, name := filepath.Split(path)
+	if err := ignoreNotExist(os.Remove(path)); err != nil {
+		return err // names the path
+	}
+	if err := removeStale(dir + tempPrefix + name + tempSuffix); err != nil {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
 func fill(f *os.File, data []byte, mode fs.FileMode, allowed func() error) error {
 	if err := allowed(); err != nil {
 		return err
