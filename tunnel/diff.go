@@ -16,6 +16,7 @@ type Peer struct {
 	Key        wgkey.Public
 	AllowedIPs []netip.Prefix // in any order; no two peers may want the same one
 	Keepalive  time.Duration  // whole seconds up to 65535; zero: off
+	MTU        int            // bytes in a packet that the path to it carries; zero: the interface's
 }
 
 // A Change is one thing that SetPeers had to do.
@@ -46,6 +47,8 @@ func (w want) check() error {
 			return fmt.Errorf("peer %v is wanted twice", p.Key)
 		case p.Keepalive < 0 || p.Keepalive > 65535*time.Second || p.Keepalive%time.Second != 0:
 			return fmt.Errorf("peer %v: keepalive %v: want whole seconds, 0 to 65535", p.Key, p.Keepalive)
+		case p.MTU != 0 && p.MTU < minPeerMTU:
+			return fmt.Errorf("peer %v: MTU %d: want %d or more", p.Key, p.MTU, minPeerMTU)
 		}
 		seen[p.Key] = true
 		for _, ip := range p.AllowedIPs {

@@ -56,6 +56,7 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 	device, lines, changes := diff(s, w)
 	if device != "" {
 		err = t.dev.IpcSet(device)
+		t.fragmentable() // the port may be another, with new sockets
 	}
 	if lines != "" {
 		err = errors.Join(err, t.dev.IpcSet(lines))
@@ -63,6 +64,7 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set peers: %w", err)
 	}
+	t.tun.limits.Store(newLimits(t.MTU(), peers))
 	return changes, nil
 }
 

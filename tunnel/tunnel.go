@@ -32,7 +32,6 @@ var ErrClosed = errors.New("tunnel is closed")
 var ErrNoIPv6 = errors.New("IPv6 is disabled")
 
 const (
-	minMTU      = 1280             // RFC 8200, section 5
 	socketCheck = 10 * time.Second // how often Run looks whether the socket file is still there
 )
 
@@ -49,11 +48,13 @@ type Config struct {
 // A Tunnel is a WireGuard device and its interface. Its methods are safe for
 // concurrent use.
 type Tunnel struct {
-	cfg  Config // ListenPort is the one in use
-	dev  *device.Device
-	bind conn.Bind
+	cfg      Config // ListenPort is the one in use, MTU the first
+	dev      *device.Device
+	tun      *limitedTUN
+	bind     conn.Bind
+	tooLarge chan struct{}
 
-	setting sync.Mutex // held between reading the device and changing it accordingly
+	setting sync.Mutex // held between reading the device or its interface and changing it accordingly
 
 	mu     sync.Mutex // guards socket and closed
 	socket *socket    // nil: none
@@ -83,6 +84,7 @@ func open(cfg Config) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.fragmentable()
 	if _, err := configureLink(cfg.Name, cfg.MTU, cfg.Addresses); err != nil {
 		t.Close()
 		return nil, err
@@ -98,8 +100,8 @@ func (cfg Config) check() error {
 	switch {
 	case cfg.Name == "" || len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsFunc(cfg.Name, notInName):
 		return fmt.Errorf("interface name %q: want 1 to 15 letters, digits, dots, dashes or underscores", cfg.Name)
-	case cfg.MTU < minMTU || cfg.MTU > device.MaxContentSize:
-		return fmt.Errorf("MTU %d: want %d to %d", cfg.MTU, minMTU, device.MaxContentSize)
+	case checkMTU(cfg.MTU) != nil:
+		return checkMTU(cfg.MTU)
 	case cfg.Key.IsZero():
 		return errors.New("no private key")
 	}
@@ -123,8 +125,9 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 		dev.Close()
 		return nil, err
 	}
-	t := &Tunnel{cfg: cfg, bind: bind}
-	t.dev = device.NewDevice(wrapped, bind, deviceLog(cfg.Log))
+	t := &Tunnel{cfg: cfg, bind: bind, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
+	t.tun.limits.Store(newLimits(cfg.MTU, nil))
+	t.dev = device.NewDevice(t.tun, bind, t.notice(deviceLog(cfg.Log)))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()
@@ -152,7 +155,9 @@ func (t *Tunnel) Restore() ([]string, error) {
 	if t.isClosed() {
 		return nil, ErrClosed
 	}
-	changed, err := configureLink(t.cfg.Name, t.cfg.MTU, t.cfg.Addresses)
+	t.setting.Lock()
+	defer t.setting.Unlock()
+	changed, err := configureLink(t.cfg.Name, t.MTU(), t.cfg.Addresses)
 	if err != nil {
 		return changed, fmt.Errorf("restore interface: %w", err)
 	}

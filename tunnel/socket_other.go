@@ -1,0 +1,7 @@
+//go:build !linux
+
+package tunnel
+
+func fragmentable(uint16) error { return errNotLinux }
+
+func tooLarge(error) bool { return false }
