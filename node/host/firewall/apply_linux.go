@@ -56,7 +56,7 @@ func Apply(w Wanted) ([]Change, error) {
 	if o.noNFT == nil { // first: it guards both families
 		rules := plan(w)
 		key := func(r rule) string { print, _ := fingerprint(r.exprs()); return print }
-		if c := diffNFT(rules, o.nft.chains, o.nft.dormant, key); len(c) > 0 {
+		if c := diffNFT(rules, o.nft, key); len(c) > 0 {
 			done(c, writeNFT(rules, o.nft.chains != nil))
 		}
 	}

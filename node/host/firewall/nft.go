@@ -35,6 +35,12 @@ type chainState struct {
 	rules      []string // what the kernel has, in a form that can be compared
 }
 
+// A kernelTable is our table as the kernel has it.
+type kernelTable struct {
+	chains  []chainState // nil: there is no table
+	dormant bool
+}
+
 // nft writes r as nft(8) does.
 func (r rule) nft() string {
 	var parts []string
@@ -92,28 +98,27 @@ func (r rule) nft() string {
 }
 
 // diffNFT reports what has to change for have to be want: nothing, or the whole
-// table, which is one transaction. have is nil if there is no table of ours. key
-// brings a rule into the form that chainState has.
-func diffNFT(want []rule, have []chainState, dormant bool, key func(rule) string) (changes []Change) {
+// table, which is one transaction. key brings a rule into the form that chainState has.
+func diffNFT(want []rule, have kernelTable, key func(rule) string) (changes []Change) {
 	object := "nftables: table inet " + tableName
 	changed := func(object, format string, args ...any) {
 		changes = append(changes, Change{object, object + " " + fmt.Sprintf(format, args...)})
 	}
-	if have == nil {
+	if have.chains == nil {
 		changed(object, "was not there: added")
 		return changes
 	}
-	if dormant {
+	if have.dormant {
 		changed(object, "was dormant: put back to work")
 	}
 	for _, b := range bases {
 		object := object + ", chain " + b.name
-		i := slices.IndexFunc(have, func(c chainState) bool { return c.name == b.name })
+		i := slices.IndexFunc(have.chains, func(c chainState) bool { return c.name == b.name })
 		if i < 0 {
 			changed(object, "was not there: added")
 			continue
 		}
-		c := have[i]
+		c := have.chains[i]
 		if c.base != b || c.policyDrop {
 			changed(object, "had another hook, priority or policy: put back")
 		}
@@ -146,7 +151,7 @@ func diffNFT(want []rule, have []chainState, dormant bool, key func(rule) string
 			changed(object, "had its rules in another order: put back")
 		}
 	}
-	for _, c := range have {
+	for _, c := range have.chains {
 		if !slices.ContainsFunc(bases, func(b base) bool { return b.name == c.name }) {
 			changed(object+", chain "+c.name, "removed")
 		}

@@ -129,12 +129,6 @@ func fingerprint(exprs []expr.Any) (string, error) {
 	return b.String(), nil
 }
 
-// A kernelTable is our table as the kernel has it.
-type kernelTable struct {
-	chains  []chainState // nil: there is no table
-	dormant bool
-}
-
 // readNFT reads our table and the names of all tables, or says why the kernel has no
 // nftables.
 func readNFT() (t kernelTable, tables []string, err error) {
