@@ -189,3 +189,26 @@ func run(input, name string, args ...string) (string, error) {
 	}
 	return stdout.String(), nil
 }
+
+// Obstacles returns the rules of others that drop what the mesh needs to get
+// through and that none of ours can be ahead of: those of other tables, and those
+// that somebody put ahead of ours since the last Apply. It can read nftables' only
+// where nft(8) is installed.
+func Obstacles(w Wanted) ([]Obstacle, error) {
+	if err := w.check(); err != nil {
+		return nil, err
+	}
+	o, err := observe()
+	if err != nil {
+		return nil, err
+	}
+	grounds := o.grounds()
+	if nft := find("nft"); nft != "" && o.noNFT == nil {
+		text, err := run("", nft, "list", "ruleset")
+		if err != nil {
+			return nil, fmt.Errorf("firewall: %w", err)
+		}
+		grounds = append(grounds, parseNFT(text, o.isRead)...)
+	}
+	return obstacles(grounds, w.flows()), nil
+}
