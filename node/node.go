@@ -90,12 +90,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
-	n.members, err = membership.Open(membership.Config{
-		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
-		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
-		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
-		Log:    n.log,
-	})
+	n.members, err = membership.Open(cfg.membership(false))
 	if err != nil {
 		return err
 	}
