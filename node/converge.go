@@ -155,7 +155,7 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 	}
 	retry := n.retry()
 	for {
-		fresh, regular := true, false
+		fresh, regular, guard := true, false, false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -179,10 +179,13 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 			if err := n.classes.Refresh(); err != nil {
 				n.log.Error("interfaces not classified", "err", err)
 			}
+		case <-n.firewallChanged:
+			fresh, guard = n.faulty(), true
 		case <-tick.C:
 			regular = true
 		case <-retry:
 		}
+		n.guard(guard, regular)
 		n.settle(n.reopen(ctx, g, regular), fresh, regular)
 		retry = n.retry()
 	}
