@@ -153,6 +153,7 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		defer t.Stop()
 		alive = t.C
 	}
+	n.guard(true, true)
 	retry := n.retry()
 	for {
 		fresh, regular, guard := true, false, false

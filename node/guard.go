@@ -34,9 +34,9 @@ func (n *Node) wantedFirewall() (firewall.Wanted, error) {
 	return w, err
 }
 
-// guard brings the firewall to what is wanted now, if that is new or changed
-// says that somebody changed it. What it cannot do is a warning, and tried again
-// with the next change or regular check: programs are started for it.
+// guard brings the firewall to what is wanted now, if that is new, or changed
+// says that somebody changed it. Programs are started for it, so what fails is
+// tried again with the next change or regular check.
 func (n *Node) guard(changed, regular bool) {
 	w, err := n.wantedFirewall()
 	if err == nil {
@@ -48,16 +48,22 @@ func (n *Node) guard(changed, regular bool) {
 		changes, err = n.keeper.ApplyFirewall(w, regular)
 		n.logChanges(changes)
 	}
-	lines := []string{}
-	if was := n.unguarded.Load(); was != nil && !regular && err == nil {
-		lines = *was // the obstacles are looked for at regular checks
-	} else if err == nil {
-		lines, err = host.FirewallWarnings(w)
-	}
+	n.unset = nil
 	if err != nil {
-		lines = append(lines, fmt.Sprintf("set firewall: %v", err))
+		n.unset = []string{fmt.Sprintf("set firewall: %v", err)}
 	}
-	n.tellUnguarded(lines)
+	if regular {
+		n.inspect()
+	}
+	n.tellUnguarded(append(slices.Clone(n.unset), n.obstacles...))
+}
+
+// inspect looks for what the firewall does against the mesh in spite of guard.
+func (n *Node) inspect() {
+	var err error
+	if n.obstacles, err = host.FirewallWarnings(n.guarded); err != nil {
+		n.obstacles = append(n.obstacles, fmt.Sprintf("look for what drops packets of the mesh: %v", err))
+	}
 }
 
 // tellUnguarded keeps the warnings about the firewall, and logs new ones.

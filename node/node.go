@@ -94,7 +94,9 @@ type Node struct {
 	keeper  *host.Keeper
 	plan    plan
 	guarded firewall.Wanted // what the firewall was last brought to
-	serial  uint32          // of the zone
+
+	unset, obstacles []string // what the firewall lacks, and what it does against the mesh; one line each
+	serial           uint32   // of the zone
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
@@ -155,7 +157,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := n.failClosed(); err != nil {
 		return err
 	}
-	n.guard(true, true)
+	n.guard(true, false)
 	t, err := n.openTunnel()
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // LockName is the name of the lock file in the directory that LockDir locks.
@@ -27,13 +28,16 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("state directory %s is in use by process %d: stop that one, or choose another directory with --state-dir", e.Dir, e.PID)
 }
 
+const lockPatience = 200 * time.Millisecond
+
 // A Lock keeps others out of a directory until it is closed or the process
 // ends, in whatever way: what a dead process left behind locks nothing.
 type Lock struct{ f *os.File }
 
 // LockDir makes dir (0700) if it is absent, locks it, writes this process's id
-// to its lock file and removes what killed writers left in it. It does not
-// wait: where another process has the lock it returns an *InUseError.
+// to its lock file and removes what killed writers left in it. Where another
+// process has the lock it returns an *InUseError, after a moment: a child that a
+// killed process had just begun to start holds it until it runs its program.
 func LockDir(dir string) (*Lock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", advised(err))
@@ -43,7 +47,12 @@ func LockDir(dir string) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", advised(err))
 	}
-	switch err := flock(f, false); {
+	err = flock(f, false)
+	for end := time.Now().Add(lockPatience); errors.Is(err, errLocked) && time.Now().Before(end); {
+		time.Sleep(lockPatience / 20)
+		err = flock(f, false)
+	}
+	switch {
 	case errors.Is(err, errLocked):
 		pid := holder(f)
 		f.Close()
