@@ -70,7 +70,11 @@ func main() {
 		}
 		s := &stage{ctx: ctx, part: p.name, pairs: *pairs}
 		s.play(func(s *stage) { r.Parts = append(r.Parts, p.measure(s)) })
-		r.Facts.Against = append(r.Facts.Against, s.against...)
+		for _, name := range s.against {
+			if !slices.Contains(r.Facts.Against, name) {
+				r.Facts.Against = append(r.Facts.Against, name)
+			}
+		}
 		failed = failed || s.failed
 	}
 	if ctx.Err() != nil {

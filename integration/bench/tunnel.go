@@ -15,7 +15,7 @@ import (
 
 const (
 	tcpWindow  = 2500 * time.Millisecond
-	udpWindow  = 2 * time.Second
+	udpWindow  = 3 * time.Second
 	echoWindow = time.Second
 	settling   = 2 * time.Second // of daemons that are up, before their idle memory is read
 	tunnelMTU  = 1420
