@@ -19,7 +19,7 @@ import (
 func (a *app) statusCommand() *cobra.Command {
 	asJSON, watch, every := false, false, time.Second
 	c := &cobra.Command{
-		Use: "status", Short: "Show this node and its peers", Example: "  jiji-node status --watch\n  jiji-node status --json | jq '.peers[].state'", Args: cobra.NoArgs,
+		Use: "status", Short: "Show this node and its peers", Example: "  jiji-node status --watch\n  jiji-node status --json | jq '.peers[].state'", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show := func(ctx context.Context, w io.Writer) error {
 				s, err := a.client().Status(ctx)
@@ -34,6 +34,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if !watch {
 				return show(cmd.Context(), cmd.OutOrStdout())
 			}
+			if every < 100*time.Millisecond {
+				return a.wrong("interval", fmt.Errorf("%s, want at least 100ms", every))
+			}
 			return repeat(cmd.Context(), cmd.OutOrStdout(), every, show)
 		},
 	}
@@ -44,18 +47,15 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 // repeat shows something again and again: in place on a terminal, one below the
-// other elsewhere. It ends with ctx; a node that is away for a moment does not end it.
+// other elsewhere. It ends with ctx; a node that goes away for a moment does not end it.
 func repeat(ctx context.Context, w io.Writer, every time.Duration, show func(context.Context, io.Writer) error) error {
-	if every < 100*time.Millisecond {
-		every = 100 * time.Millisecond
-	}
 	f, ok := w.(*os.File)
 	inPlace := ok && term.IsTerminal(int(f.Fd()))
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
+	for begun := false; ; begun = true {
 		var page bytes.Buffer
-		if err := show(ctx, &page); errors.Is(err, control.ErrNotRunning) {
+		if err := show(ctx, &page); begun && errors.Is(err, control.ErrNotRunning) {
 			fmt.Fprintln(&page, err)
 		} else if ctx.Err() != nil {
 			return nil
@@ -118,7 +118,7 @@ func orNone(text string) string {
 func (a *app) resolveCommand() *cobra.Command {
 	asJSON, qtype := false, "A"
 	c := &cobra.Command{
-		Use: "resolve NAME", Short: "Show what a name answers here, and why", Args: cobra.ExactArgs(1),
+		Use: "resolve NAME", Short: "Show what a name answers here, and why", Args: count(1, 1),
 		Example: "  jiji-node resolve api\n  jiji-node resolve web1.node.jiji --type AAAA\n  jiji-node resolve 10.210.0.10",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.client().Resolve(cmd.Context(), args[0], qtype)
@@ -152,7 +152,7 @@ func (a *app) pingCommand() *cobra.Command {
 	r := control.PingRequest{}
 	var interval, timeout time.Duration
 	c := &cobra.Command{
-		Use: "ping SERVER|NAME|ADDRESS", Short: "Reach a peer through the tunnel", Args: cobra.ExactArgs(1),
+		Use: "ping SERVER|NAME|ADDRESS", Short: "Reach a peer through the tunnel", Args: count(1, 1),
 		Example: "  jiji-node ping web2\n  jiji-node ping api.jiji --count 1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Target, r.Interval, r.Timeout = args[0], control.Duration(interval), control.Duration(timeout)
