@@ -90,6 +90,9 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 				if importFile != "" {
 					return a.importWhileRunning()
 				}
+				if err := a.sameMesh(cmd.Context(), cfg); err != nil {
+					return err
+				}
 				entry, err = a.client().Init(cmd.Context(), r)
 				return err
 			}, func() error {
@@ -126,6 +129,23 @@ func (a *app) importWhileRunning() error {
 		return err
 	}
 	return usage.Errorf("--import: a node is running with its own key; stop it first")
+}
+
+// sameMesh refuses a cluster CIDR or a domain that is not the running node's.
+func (a *app) sameMesh(ctx context.Context, cfg membership.Config) error {
+	if !cfg.Cluster.IsValid() && cfg.Domain == "" {
+		return nil
+	}
+	s, err := a.client().Status(ctx)
+	switch {
+	case err != nil:
+		return err
+	case cfg.Cluster.IsValid() && cfg.Cluster != s.Cluster:
+		return a.wrong("cluster-cidr", fmt.Errorf("%s: the node that runs belongs to the cluster %s", cfg.Cluster, s.Cluster))
+	case cfg.Domain != "" && cfg.Domain != s.Domain:
+		return a.wrong("domain", fmt.Errorf("%q: the node that runs belongs to a cluster with the domain %q", cfg.Domain, s.Domain))
+	}
+	return nil
 }
 
 func (a *app) importKey(file string) error {

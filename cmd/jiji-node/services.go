@@ -163,6 +163,9 @@ func (a *app) serviceCleanup() *cobra.Command {
 			if len(args) == 1 {
 				r.Service = args[0]
 			}
+			if older < 0 {
+				return a.wrong("older-than", fmt.Errorf("%s, want 0s or more", older))
+			}
 			r.OlderThan = control.Duration(older)
 			gone, err := a.client().Cleanup(cmd.Context(), r)
 			if err != nil {

@@ -86,7 +86,11 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	for _, line := range s.Warnings {
 		fmt.Fprintf(w, "  warning    %s\n", line)
 	}
-	if len(s.Peers) == 0 {
+	switch {
+	case len(s.Peers) > 0:
+	case s.State == "removed": // a warning says so
+		return nil
+	default:
 		_, err := fmt.Fprintln(w, "\nno peers yet; `jiji-node server add FILE` adds one")
 		return err
 	}
@@ -165,17 +169,17 @@ func (a *app) pingCommand() *cobra.Command {
 				case asJSON:
 					_ = lines.Encode(p)
 				case p.Done:
-					fmt.Fprintf(w, "%s (%s): %d sent, %d answered", p.Target, p.IP, p.Sent, p.Recv)
+					fmt.Fprintf(w, "%s: %d sent, %d answered", pinged(p), p.Sent, p.Recv)
 					if p.Recv > 0 {
 						fmt.Fprintf(w, ", min/avg/max %s/%s/%s", millis(p.Min), millis(p.Avg), millis(p.Max))
 					}
 					fmt.Fprintln(w)
 				default:
-					fmt.Fprintf(w, "%s (%s): seq %d in %s\n", p.Target, p.IP, p.Seq, millis(p.RTT))
+					fmt.Fprintf(w, "%s: seq %d in %s\n", pinged(p), p.Seq, millis(p.RTT))
 				}
 			})
 			if err == nil && last.Recv == 0 {
-				err = fmt.Errorf("%s (%s) does not answer", last.Target, last.IP)
+				err = fmt.Errorf("%s does not answer", pinged(last))
 			}
 			return err
 		},
@@ -186,6 +190,14 @@ func (a *app) pingCommand() *cobra.Command {
 	c.Flags().IntVarP(&r.Size, "size", "s", 56, "bytes of payload")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per line")
 	return c
+}
+
+// pinged is the target of a ping, with its address if that is not what was typed.
+func pinged(p control.PingReply) string {
+	if ip := p.IP.String(); ip != p.Target {
+		return fmt.Sprintf("%s (%s)", p.Target, ip)
+	}
+	return p.Target
 }
 
 func millis(d control.Duration) string {
