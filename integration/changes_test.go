@@ -73,8 +73,9 @@ func TestBridgeIsMadeAnew(t *testing.T) {
 		web1.Run("ip", "address", "add", "10.210.0.1/24", "dev", "jiji-br0")
 		web1.Run("ip", "link", "set", "veth-a", "master", "jiji-br0")
 		web1.Run("ip", "link", "set", "jiji-br0", "up")
-		a.Run("ip", "neigh", "flush", "all") // as a new container would not know the old bridge
-		if got := ask(t, a.Host, "web2.node.jiji"); got != "NOERROR aa 10.210.1.1" { // the first thing that it does
+		// As a new container, it does not know the old bridge, and asks first thing.
+		a.Run("ip", "neigh", "flush", "all")
+		if got := ask(t, a.Host, "web2.node.jiji"); got != "NOERROR aa 10.210.1.1" {
 			t.Errorf("behind the new bridge web2.node.jiji is %s", got)
 		}
 	}
