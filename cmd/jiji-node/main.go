@@ -176,16 +176,12 @@ func (a *app) newLog() (*slog.Logger, error) {
 
 // wrong is err, which is about the value of a setting, with where that came from.
 func (a *app) wrong(name string, err error) error {
-	for _, v := range a.values {
-		if v.Name != name {
-			continue
-		}
-		if file, ok := strings.CutPrefix(v.Origin, "file "); ok {
-			return usage.Errorf("%s: %s: %w", file, name, err)
-		}
-		if strings.HasPrefix(v.Origin, "environment ") {
-			return usage.Errorf("%s: %w", v.Origin, err)
-		}
+	origin := a.origin(name)
+	if file, ok := strings.CutPrefix(origin, "file "); ok {
+		return usage.Errorf("%s: %s: %w", file, name, err)
+	}
+	if strings.HasPrefix(origin, "environment ") {
+		return usage.Errorf("%s: %w", origin, err)
 	}
 	return usage.Errorf("--%s: %w", name, err)
 }

@@ -56,7 +56,7 @@ before anything is touched.`,
 		Args:    count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !r.enabled {
-				return node.RunDisabled(a.log)
+				return node.RunDisabled(a.log.With("from", a.origin("network-enabled")))
 			}
 			cfg, err := a.nodeConfig(r)
 			if err != nil {
@@ -106,15 +106,18 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	return cfg, nil
 }
 
-// chosen reports whether the user set a flag in any way.
-func (a *app) chosen(name string) bool {
+// origin says where the value of a setting came from.
+func (a *app) origin(name string) string {
 	for _, v := range a.values {
 		if v.Name == name {
-			return v.Origin != "default"
+			return v.Origin
 		}
 	}
-	return false
+	return "default"
 }
+
+// chosen reports whether the user set a flag in any way.
+func (a *app) chosen(name string) bool { return a.origin(name) != "default" }
 
 func (a *app) settings() []control.Setting {
 	out := make([]control.Setting, 0, len(a.values))
