@@ -32,8 +32,8 @@ var ErrClosed = errors.New("tunnel is closed")
 var ErrNoIPv6 = errors.New("IPv6 is disabled")
 
 const (
-	minMTU      = 1280             // RFC 8200, section 5
-	socketCheck = 10 * time.Second // how often Run looks whether the socket file is still there
+	minMTU      = 1280            // RFC 8200, section 5
+	socketCheck = 2 * time.Second // how often Run looks whether the socket file is still there
 )
 
 // A Config says what the device is. Peers come later.
@@ -118,13 +118,14 @@ func notInName(r rune) bool {
 // start makes the device on dev and bind, with its key and port, and up. It
 // closes dev when it fails.
 func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
-	wrapped, err := wrap(dev)
+	in, out := newGate(), newGate()
+	wrapped, err := wrap(dev, in, out)
 	if err != nil {
 		dev.Close()
 		return nil, err
 	}
 	t := &Tunnel{cfg: cfg, bind: bind}
-	t.dev = device.NewDevice(wrapped, bind, deviceLog(cfg.Log))
+	t.dev = device.NewDevice(wrapped, gatedBind{bind, in, out}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()
