@@ -264,7 +264,10 @@ func TestNewPeerSendsNothing(t *testing.T) {
 	a.set(t)
 	a.set(t, b.peer())
 	b.set(t, a.peer())
-	b.Move(a.key.Public(), a1) // now a learns the endpoint from b
+	if err := b.Move(a.key.Public(), a1); err != nil { // now a learns the endpoint from b
+		t.Fatal(err)
+	}
+	mustGet(t, b, a)
 	mustGet(t, a, b)
 	if got := n.initiations(b1); got != 0 {
 		t.Errorf("a sent %d handshakes, want none", got)
