@@ -36,10 +36,10 @@ func (n api) Status() control.Status {
 		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort},
-		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: n.upstreams(), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
+		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
 		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
-		Warnings:  slices.Clone(n.degraded),
+		Warnings:  append([]string{}, n.degraded...),
 		Peers:     n.peers(topo),
 	}
 	if !self.RemovedAt.IsZero() {

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"net/netip"
-	"slices"
 	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -10,9 +9,8 @@ import (
 
 // limits say how large packets may be. They are not modified.
 type limits struct {
-	mtu     int         // of the interface
-	peers   []peerLimit // for those whose path carries less
-	minimum int         // of all
+	mtu   int         // of the interface
+	peers []peerLimit // of those that have one
 }
 
 type peerLimit struct {
@@ -21,12 +19,11 @@ type peerLimit struct {
 }
 
 func newLimits(mtu int, peers []Peer) *limits {
-	l := &limits{mtu: mtu, minimum: mtu}
+	l := &limits{mtu: mtu}
 	for _, p := range peers {
-		if p.MTU == 0 || p.MTU >= mtu {
+		if p.MTU == 0 {
 			continue
 		}
-		l.minimum = min(l.minimum, p.MTU)
 		for _, prefix := range p.AllowedIPs {
 			l.peers = append(l.peers, peerLimit{prefix, p.MTU})
 		}
@@ -46,43 +43,21 @@ func (l *limits) of(a netip.Addr) int {
 
 // A limitedTUN lets TCP know how large packets may be. Whole packets with
 // complete checksums pass here: below, reading splits what the kernel hands over
-// in one piece and writing joins it.
+// in one piece, and writing joins it.
 type limitedTUN struct {
 	tun.Device
 	limits atomic.Pointer[limits]
-	alone  [][]byte // read, and to be handed over each in a batch of its own
 }
 
-// Read reads like Device, except that a packet too large for its peer's path is
-// handed over alone. On its way it will be fragmented, and that the kernel does
-// to single datagrams only: of a batch, which it is given in one piece for
-// segmentation offload, nothing would be sent. IPv6 packets alone can be too
-// large: others keep to the MTU of their route, which IPv6 has not below 1280.
 func (t *limitedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	if len(t.alone) > 0 {
-		sizes[0] = copy(bufs[0][offset:], t.alone[0])
-		t.alone = t.alone[1:]
-		return 1, nil
-	}
 	n, err := t.Device.Read(bufs, sizes, offset)
 	l := t.limits.Load()
-	split := false
 	for i := range n {
-		b := bufs[i][offset : offset+sizes[i]]
-		if mayLimitMSS(b) {
+		if b := bufs[i][offset : offset+sizes[i]]; mayLimitMSS(b) {
 			limitMSS(b, l.of(address(b, target)))
 		}
-		if l.minimum < minMTU && len(b) > l.minimum && b[0]>>4 == 6 {
-			split = split || len(b) > l.of(address(b, target))
-		}
 	}
-	if !split {
-		return n, err
-	}
-	for i := 1; i < n; i++ {
-		t.alone = append(t.alone, slices.Clone(bufs[i][offset:offset+sizes[i]]))
-	}
-	return 1, err
+	return n, err
 }
 
 func (t *limitedTUN) Write(bufs [][]byte, offset int) (int, error) {

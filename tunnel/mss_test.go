@@ -3,11 +3,15 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -288,42 +292,51 @@ func TestLimitedTUN(t *testing.T) {
 	}
 }
 
-// What will be fragmented travels alone, in order, and only that does.
-func TestLimitedTUNSplitsBatches(t *testing.T) {
-	udp := func(to netip.Addr, size int) []byte {
-		b := tcpPacket(from6, to, 0)
-		b[6] = 17
-		return append(b, make([]byte, size-len(b))...)
+// A batchBind sends no batch and no message larger than its limit.
+type batchBind struct {
+	conn.Bind
+	limit int
+	sent  *[]string
+}
+
+func (b batchBind) Send(packets [][]byte, _ conn.Endpoint) error {
+	for _, p := range packets {
+		if len(packets) > 1 && len(p) > 1 || len(p) > b.limit {
+			return &net.OpError{Op: "write", Err: os.NewSyscallError("sendmmsg", syscall.EMSGSIZE)}
+		}
+		*b.sent = append(*b.sent, string(p))
 	}
-	other := netip.MustParseAddr("fdcc:3::3")
-	fits, large, others := udp(to6, 1232), udp(to6, 1233), udp(other, 1280)
-	large4 := append(tcpPacket(from4, to4, 0x10), make([]byte, 1300)...)
+	return nil
+}
+
+func TestSizedBind(t *testing.T) {
+	var sent []string
+	tooLarge := make(chan struct{}, 1)
+	b := sizedBind{batchBind{limit: 3, sent: &sent}, tooLarge}
 	for _, c := range []struct {
-		name  string
-		reads [][][]byte
-		want  []int // sizes of the batches
+		packets string
+		sent    string
+		told    int
+		ok      bool
 	}{
-		{"all fit", [][][]byte{{fits, fits}, {fits}}, []int{2, 1}},
-		{"large ones of others", [][][]byte{{others, others}}, []int{2}},
-		{"IPv4", [][][]byte{{large4, large4}}, []int{2}},
-		{"one alone", [][][]byte{{large}, {fits, fits}}, []int{1, 2}},
-		{"among others", [][][]byte{{fits, large, others}, {fits, fits}}, []int{1, 1, 1, 2}},
+		{"a b c", "a b c", 0, true},
+		{"aaa", "aaa", 0, true},
+		{"aa bb c", "aa bb c", 1, true},
+		{"aaaa", "", 1, false},
+		{"a bbbb ccc", "a a ccc", 1, false}, // the first was sent in the batch
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			d := &limitedTUN{Device: &memoryTUN{reads: c.reads}}
-			d.limits.Store(newLimits(1280, limitedPeers))
-			var sizes []int
-			got := readAll(t, d)
-			for _, batch := range got {
-				sizes = append(sizes, len(batch))
-			}
-			if !slices.Equal(sizes, c.want) {
-				t.Errorf("batches of %d, want %d", sizes, c.want)
-			}
-			if !slices.EqualFunc(slices.Concat(got...), slices.Concat(c.reads...), bytes.Equal) {
-				t.Error("not the packets that went in, in their order")
-			}
-		})
+		sent = nil
+		var packets [][]byte
+		for _, p := range strings.Fields(c.packets) {
+			packets = append(packets, []byte(p))
+		}
+		err := b.Send(packets, nil)
+		if got := strings.Join(sent, " "); got != c.sent || len(tooLarge) != c.told || (err == nil) != c.ok {
+			t.Errorf("%s: sent %q, told %d times, %v; want %q, %d, ok %v", c.packets, got, len(tooLarge), err, c.sent, c.told, c.ok)
+		}
+		if len(tooLarge) > 0 {
+			<-tooLarge
+		}
 	}
 }
 

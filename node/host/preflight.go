@@ -115,6 +115,9 @@ func (f Facts) checkBinds(w Want, report func(Kind, string, ...any)) {
 			if s, ok := holder(b, f.Sockets); ok {
 				owner, at = f.owner(s), fmt.Sprintf(" (%s)", s.Local)
 			}
+			if owner == f.LinkOwner { // another node, which was named for its interface
+				continue
+			}
 			if text := port + owner; !said[text] {
 				said[text] = true
 				report(KindPort, "%s is taken by %s%s, expected free: stop what holds it, or choose another port with %s", port, owner, at, setting)

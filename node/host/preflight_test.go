@@ -92,6 +92,12 @@ func TestCheck(t *testing.T) {
 		{"a process's TUN of that name", with(func(f *Facts) {
 			*f, f.LinkOwner = f.plus(LinkInfo{Index: 7, Name: "jiji0", Kind: "tuntap"}), "jiji-node (pid 77, jiji-node.service)"
 		}), []finding{{KindInterface, "interface jiji0 exists already, as a TUN device of jiji-node (pid 77, jiji-node.service)"}}},
+		{"another node", with(func(f *Facts) {
+			*f, f.LinkOwner = f.plus(LinkInfo{Index: 7, Name: "jiji0", Kind: "tuntap"}), "jiji-node (pid 77)"
+			at := netip.MustParseAddrPort("0.0.0.0:51820")
+			f.Binds = []Bind{{"udp", at, syscall.EADDRINUSE}}
+			f.Sockets = []Socket{{Proto: "udp", Local: at, Inode: 7, Owner: "jiji-node (pid 77)"}}
+		}), []finding{{KindInterface, "interface jiji0 exists already, as a TUN device of jiji-node (pid 77)"}}},
 		{"nobody's TUN of that name", lan().plus(LinkInfo{Index: 7, Name: "jiji0", Kind: "tuntap"}), []finding{{KindInterface, "unknown process or of none|`ip link delete jiji0`"}}},
 		{"a bridge of that name", lan().plus(LinkInfo{Index: 7, Name: "jiji0", Kind: "bridge"}), []finding{{KindInterface, "interface jiji0 exists already, of type bridge"}}},
 		{"several at once", with(func(f *Facts) { f.NetAdmin = false; f.TUN = pathError(syscall.EACCES); f.IPv6Off = "x" }),
