@@ -35,7 +35,7 @@ func (n api) Status() control.Status {
 	s := control.Status{
 		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
-		Interface: control.Interface{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort},
+		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
 		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
@@ -45,6 +45,9 @@ func (n api) Status() control.Status {
 	if !self.RemovedAt.IsZero() {
 		s.State = "removed"
 		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers")
+	}
+	if tight := n.tight.Load(); tight != nil && *tight != "" {
+		s.Warnings = append(s.Warnings, *tight)
 	}
 	if n.faulty() {
 		s.Warnings = append(s.Warnings, *n.fault.Load())

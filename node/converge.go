@@ -22,11 +22,14 @@ const (
 // twice is harmless, so whatever fails is tried again with the next news.
 func (n *Node) converge() error {
 	topo, snapshot := n.members.Topology(), n.store.Snapshot()
-	p := makePlan(topo, n.key, snapshot.Containers, n.ipv6)
+	err := n.followUplinks(n.tunnel)
+	_, perr := n.followPaths(n.tunnel)
+	err = errors.Join(err, perr)
+	p := makePlan(topo, n.key, snapshot.Containers, n.ipv6, n.peerMTU)
 
-	restored, err := n.tunnel.Restore()
-	if err != nil {
-		err = fmt.Errorf("restore tunnel: %w", err)
+	restored, rerr := n.tunnel.Restore()
+	if rerr != nil {
+		err = errors.Join(err, fmt.Errorf("restore tunnel: %w", rerr))
 	}
 	for _, what := range restored {
 		n.log.Warn("tunnel was changed by somebody else; put back", "what", what)
@@ -73,6 +76,9 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 		defer t.Stop()
 		alive = t.C
 	}
+	paths := time.NewTicker(pathsEvery)
+	defer paths.Stop()
+	tooLarge := n.tunnel.TooLarge()
 	retry := n.retry()
 	for {
 		select {
@@ -81,6 +87,16 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 		case <-alive:
 			n.notify(daemon.SdNotifyWatchdog)
 			continue
+		case <-paths.C:
+			tooLarge = n.tunnel.TooLarge()
+			if changed, err := n.followPaths(n.tunnel); !changed && err == nil {
+				continue
+			}
+		case <-tooLarge:
+			tooLarge = nil // again at the next tick: some packets may not become smaller
+			if changed, err := n.followPaths(n.tunnel); !changed && err == nil {
+				continue
+			}
 		case <-n.members.Changed():
 		case <-n.store.Changed():
 		case <-n.linksChanged:

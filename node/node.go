@@ -69,14 +69,16 @@ type Node struct {
 	dns       *dnsserver.Server
 	upstreams func() []netip.AddrPort
 	classes   *host.Classes
-	mtu       int
+	mtu       atomic.Int32 // of the tunnel
 	ipv6      bool
 	degraded  []string // one line each
 
 	linksChanged chan struct{}
+	tight        atomic.Pointer[string] // why the uplinks leave too little for the tunnel's MTU; "" if they do not
 	names        atomic.Int64           // in the zone
 	fault        atomic.Pointer[string] // why the plan is not applied whole; "" if it is
 	serial       uint32                 // of the zone; converge's alone
+	underlay     underlay
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
@@ -203,7 +205,7 @@ func (n *Node) adopt(ctx context.Context, store *embedded.Store, topo topology.T
 
 // openTunnel opens the device, without a management address where IPv6 is off.
 func (n *Node) openTunnel(key wgkey.Private, self topology.Server) (err error) {
-	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort, Key: key, Log: n.log}
+	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort, Key: key, Log: n.log}
 	cfg.Addresses = []netip.Prefix{host32(self.WireGuardIP)}
 	if n.ipv6 {
 		cfg.Addresses = append(cfg.Addresses, host32(self.ManagementIP))

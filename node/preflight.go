@@ -31,8 +31,10 @@ func (n *Node) preflight() error {
 			n.ipv6 = false
 		}
 	}
-	if n.mtu, err = host.MTU(facts.Uplinks(), ipv6Endpoints(topo.Servers), n.cfg.MTU); err != nil {
+	mtu, err := host.MTU(facts.Uplinks(), ipv6Endpoints(topo.Servers), n.cfg.MTU)
+	if err != nil {
 		refused = append(refused, err)
 	}
+	n.mtu.Store(int32(mtu))
 	return errors.Join(refused...)
 }
