@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -54,17 +55,27 @@ func (t *limitedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	l := t.limits.Load()
 	for i := range n {
 		if b := bufs[i][offset : offset+sizes[i]]; mayLimitMSS(b) {
-			limitMSS(b, l.of(address(b, target)))
+			limit := l.of(address(b, target))
+			limitMSS(b, func(packet int) int { return min(packet, limit) })
 		}
 	}
 	return n, err
 }
 
+// Write also sees to what this end will send: the device fills it up to a
+// multiple of 16 bytes, which might no longer fit the interface of a far end whose
+// MTU is smaller than this one's and no such multiple.
 func (t *limitedTUN) Write(bufs [][]byte, offset int) (int, error) {
 	l := t.limits.Load()
 	for _, b := range bufs {
 		if b = b[offset:]; mayLimitMSS(b) {
-			limitMSS(b, l.of(address(b, source)))
+			limit := l.of(address(b, source))
+			limitMSS(b, func(packet int) int {
+				if packet = min(packet, limit); packet < l.mtu {
+					packet -= packet % device.PaddingMultiple
+				}
+				return packet
+			})
 		}
 	}
 	return t.Device.Write(bufs, offset)

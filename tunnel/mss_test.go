@@ -79,6 +79,8 @@ func with(b []byte, edit func([]byte)) []byte {
 	return b
 }
 
+func upTo(mtu int) func(int) int { return func(packet int) int { return min(packet, mtu) } }
+
 func TestLimitMSS(t *testing.T) {
 	mss := func(v uint16) []byte { return []byte{optionMSS, lengthMSS, byte(v >> 8), byte(v)} }
 	syn4 := func(options ...byte) []byte { return tcpPacket(from4, to4, syn, options...) }
@@ -140,7 +142,7 @@ func TestLimitMSS(t *testing.T) {
 			}
 			got := slices.Clone(c.in)
 			if mayLimitMSS(got) {
-				limitMSS(got, mtu)
+				limitMSS(got, upTo(mtu))
 			} else if !bytes.Equal(c.in, c.want) {
 				t.Error("mayLimitMSS says no")
 			}
@@ -170,7 +172,7 @@ func FuzzLimitMSS(f *testing.F) {
 			}
 		}
 		out := slices.Clone(in)
-		limitMSS(out, int(mtu))
+		limitMSS(out, upTo(int(mtu)))
 		if len(out) != len(in) {
 			t.Fatalf("%d bytes became %d", len(in), len(out))
 		}
@@ -190,7 +192,7 @@ func FuzzLimitMSS(f *testing.F) {
 				t.Errorf("byte %d changed", i)
 			}
 		}
-		if again := slices.Clone(out); !bytes.Equal(again, with(again, func(b []byte) { limitMSS(b, int(mtu)) })) {
+		if again := slices.Clone(out); !bytes.Equal(again, with(again, func(b []byte) { limitMSS(b, upTo(int(mtu))) })) {
 			t.Error("a second time changes it again")
 		}
 	})
@@ -231,7 +233,7 @@ func (m *memoryTUN) BatchSize() int           { return 128 }
 // readAll reads batches until there are no more.
 func readAll(t *testing.T, d tun.Device) (batches [][][]byte) {
 	t.Helper()
-	bufs, sizes := make([][]byte, 8), make([]int, 8)
+	bufs, sizes := make([][]byte, 16), make([]int, 16)
 	for i := range bufs {
 		bufs[i] = make([]byte, 2048)
 	}
@@ -268,12 +270,16 @@ func TestLimitedTUN(t *testing.T) {
 		syn(from4, to4, 1460), syn(to4, from4, 1460), // the peer's at either end
 		syn(from6, to6, 1460), syn(to6, from6, 1460),
 		syn(from4, addr("10.210.3.10"), 1460), syn(from4, addr("10.210.4.10"), 1460),
+		syn(from4, from4, 1381), syn(from4, from4, 1380), syn(from4, from4, 1379), // the far end's MTU: larger, equal, smaller
+		syn(from4, from4, 1368), syn(from4, from4, 1300), syn(from4, from4, 0),
 		nil,
 	}
 	want := [][]byte{
 		syn(from4, to4, 1192), syn(to4, from4, 1380),
 		syn(from6, to6, 1172), syn(to6, from6, 1360),
 		syn(from4, addr("10.210.3.10"), 1380), syn(from4, addr("10.210.4.10"), 1380),
+		syn(from4, from4, 1380), syn(from4, from4, 1380), syn(from4, from4, 1379),
+		syn(from4, from4, 1368), syn(from4, from4, 1300), syn(from4, from4, 0),
 		{},
 	}
 	mem.reads = [][][]byte{in}
@@ -287,6 +293,10 @@ func TestLimitedTUN(t *testing.T) {
 	}
 	want[0], want[1] = syn(from4, to4, 1380), syn(to4, from4, 1192)
 	want[2], want[3] = syn(from6, to6, 1360), syn(to6, from6, 1172)
+	copy(want[6:], [][]byte{
+		syn(from4, from4, 1380), syn(from4, from4, 1380), syn(from4, from4, 1368),
+		syn(from4, from4, 1368), syn(from4, from4, 1288), syn(from4, from4, 0),
+	})
 	if _, err := d.Write(bufs, 16); err != nil || !slices.EqualFunc(mem.wrote, want, bytes.Equal) {
 		t.Errorf("wrote %x, %v\nwant  %x", mem.wrote, err, want)
 	}
