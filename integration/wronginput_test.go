@@ -448,6 +448,12 @@ func wrongWhileRunning(t *testing.T) {
 	node.WaitReady()
 	s.Run("jiji-node", "server", "add", "/run/web2.json")
 	good := networkFile(s)
+	lab.Eventually(t, 10*time.Second, "web2 has its routes", func() error {
+		if routes := s.Run("sh", "-c", "ip route show dev jiji0 proto 86; ip -6 route show dev jiji0 proto 86"); strings.Count(routes, "\n") != 2 {
+			return errors.New(routes)
+		}
+		return nil
+	})
 
 	isRefused(t, s, typedWrong, "subnet 10.210.0.0/24|\"web3\"|\"web1\"|--index 2", "jiji-node", "server", "add", "/run/web3.json")
 	isRefused(t, s, typedWrong, "--import|stop it first", "jiji-node", "init", "--import", "/run/wg.conf")
