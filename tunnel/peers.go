@@ -67,9 +67,10 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 }
 
 // Move makes the peer use endpoint and asks it at once for a new handshake
-// there. What the peer is sent meanwhile waits for that. Two calls for one peer
-// have to be more than 20 ms apart, or the second handshake is not answered:
-// WireGuard takes it for a flood.
+// there. What the peer is sent meanwhile waits for that. If the handshake cannot
+// be sent, as when there is no route, it returns why; endpoint is in use all the
+// same. Two calls for one peer have to be more than 20 ms apart, or the second
+// handshake is not answered: WireGuard takes it for a flood.
 func (t *Tunnel) Move(key wgkey.Public, endpoint netip.AddrPort) error {
 	err := t.move(key, endpoint)
 	if err != nil {
