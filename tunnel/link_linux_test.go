@@ -91,24 +91,6 @@ func mustOpen(t *testing.T, cfg Config) *Tunnel {
 	return tun
 }
 
-// running starts Run, and returns what it will return.
-func running(ctx context.Context, tun *Tunnel) <-chan error {
-	ended := make(chan error, 1)
-	go func() { ended <- tun.Run(ctx) }()
-	return ended
-}
-
-func within(t *testing.T, what string, ended <-chan error) error {
-	t.Helper()
-	select {
-	case err := <-ended:
-		return err
-	case <-time.After(10 * time.Second):
-		t.Fatalf("%s: nothing happened for 10 s", what)
-		return nil
-	}
-}
-
 func wg(t *testing.T, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath("wg")

@@ -11,6 +11,19 @@ import (
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
+// A Peer is a peer as wanted. Its endpoint is not part of that: see Move.
+type Peer struct {
+	Key        wgkey.Public
+	AllowedIPs []netip.Prefix // in any order; no two peers may want the same one
+	Keepalive  time.Duration  // whole seconds up to 65535; zero: off
+}
+
+// A Change is one thing that SetPeers had to do.
+type Change struct {
+	Key  wgkey.Public // zero for a change of the device itself
+	What string       // of a peer: added, removed, allowed ips, keepalive, preshared key; of the device: private key, listen port, fwmark
+}
+
 // A PeerStatus is a peer as the device has it.
 type PeerStatus struct {
 	Key           wgkey.Public
