@@ -23,8 +23,8 @@ type scriptedRead struct {
 	err error
 }
 
-func (d *scriptedTUN) File() *os.File                      { return nil }
-func (d *scriptedTUN) Events() <-chan tun.Event            { return d.events }
+func (d *scriptedTUN) File() *os.File                       { return nil }
+func (d *scriptedTUN) Events() <-chan tun.Event             { return d.events }
 func (d *scriptedTUN) Write(b [][]byte, _ int) (int, error) { return len(b), d.writeErr }
 
 func (d *scriptedTUN) Read(bufs [][]byte, sizes []int, _ int) (int, error) {
