@@ -241,6 +241,17 @@ func serverCommands(t *testing.T) {
 	if len(added) != 1 || added[0].ID != "web3" || added[0].Note != "unchanged" {
 		t.Errorf("server add --json: %+v", added)
 	}
+	// Ctrl-C ends one that waits for its input.
+	waiting := s.Spawn("sh", "-c", "mkfifo /run/pipe; exec jiji-node server add - <>/run/pipe")
+	lab.Eventually(t, 10*time.Second, "it is jiji-node that waits", func() error {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", waiting.Pid()))
+		if err == nil && string(comm) != "jiji-node\n" {
+			err = fmt.Errorf("it is %s", comm)
+		}
+		return err
+	})
+	waiting.Signal(syscall.SIGINT)
+	waiting.Wait(5 * time.Second)
 	// All or none.
 	s.WriteFile("/run/bad.json", strings.Replace(s.ReadFile("/run/web4.json"), "10.210.3.1", "10.210.3.2", 1))
 	s.Run("sh", "-c", initAs("web5", "--index 4"))
@@ -252,9 +263,14 @@ func serverCommands(t *testing.T) {
 	if len(servers) != 4 || servers[3].ID != "web4" || servers[3].RemovedAt != nil {
 		t.Errorf("server list --json: %+v", servers)
 	}
-	fails(t, s, typedWrong, "web1 is this machine|--force", "server", "remove", "web1")
+	fails(t, s, typedWrong, "web1 is this machine|--force", "server", "remove", "Web1")
 	fails(t, s, typedWrong, `"web9"|jiji-node server list`, "server", "remove", "web9")
-	says(t, s, "web4: removed", "server", "remove", "web4")
+	says(t, s, "web4: removed", "server", "remove", "WEB4")
+	var gone control.Server
+	saysJSON(t, s, &gone, "server", "remove", "web4", "--json") // again: nothing changes
+	if gone.ID != "web4" || gone.RemovedAt == nil {
+		t.Errorf("remove --json: %+v", gone)
+	}
 	says(t, s, "web4|removed", "server", "list")
 	// Its subnet rests; its own entry brings it back.
 	s.Run("sh", "-c", `sed -i 's/"10.210.4[^"]*"/""/' /run/web5.json`)
@@ -300,7 +316,8 @@ func commandsOfARunningNode(t *testing.T) {
 	})
 	m.step("Remove", func() {
 		fails(t, s, typedWrong, "web1 is this machine|--force", "server", "remove", "web1")
-		fails(t, s, typedWrong, "web2 is up|--force", "server", "remove", "web2")
+		fails(t, s, typedWrong, "web1 is this machine|--force", "server", "remove", "WEB1")
+		fails(t, s, typedWrong, "web2 is up|--force", "server", "remove", "Web2")
 		says(t, s, "web2: removed", "server", "remove", "web2", "--force")
 		if st := status(t, s); len(st.Peers) != 0 {
 			t.Errorf("peers %+v", st.Peers)
@@ -388,7 +405,11 @@ func serviceCommands(t *testing.T, s *lab.Server) {
 		t.Errorf("cleanup --json: %+v", list)
 	}
 	says(t, s, "abc2", "service", "cleanup", "--older-than", "0s")
-	says(t, s, "1 removed", "service", "deregister", "out1")
+	var removed map[string]int
+	saysJSON(t, s, &removed, "service", "deregister", "out1", "--json")
+	if removed["removed"] != 1 {
+		t.Errorf("deregister --json: %v", removed)
+	}
 	says(t, s, "10.210.0.11|abc1", "service", "list")
 	// For what comes next: one healthy, one that is left out.
 	says(t, s, "abc2", "service", "register", "api", "--ip", "10.210.0.12", "--id", "abc2", "--health", "starting")
@@ -421,6 +442,7 @@ func resolveCommands(t *testing.T, s *lab.Server) {
 	says(t, s, "11.0.210.10.in-addr.arpa. PTR|abc1.api.jiji.", "resolve", "10.210.0.11")
 	says(t, s, "PTR|web2.node.jiji.", "resolve", status(t, s).Peers[0].ManagementIP.String())
 	says(t, s, "api.jiji. AAAA: NOERROR|has no AAAA record", "resolve", "api", "--type", "AAAA")
+	says(t, s, "jiji. SOA: NOERROR, from zone|jiji.\t", "resolve", "jiji.", "--type", "SOA")
 	says(t, s, "nothing.jiji. A: NXDOMAIN, from zone|no such name", "resolve", "nothing")
 	var r control.Resolution
 	saysJSON(t, s, &r, "resolve", "API.jiji.", "--json")
