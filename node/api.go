@@ -184,12 +184,12 @@ func index(m *membership.Membership, s topology.Server) int {
 }
 
 func (n api) RemoveServer(id string, force bool) (control.Server, error) {
-	if self := n.members.Self(); self.ID == id && !force {
-		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", id)
+	if self := n.members.Self(); strings.EqualFold(self.ID, id) && !force {
+		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", self.ID)
 	}
 	for _, p := range n.peers(n.members.Topology()) {
-		if p.ID == id && p.State == "up" && !force {
-			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", id)
+		if strings.EqualFold(p.ID, id) && p.State == "up" && !force {
+			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", p.ID)
 		}
 	}
 	s, err := n.members.Remove(id)

@@ -123,12 +123,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, "registry.db"), ServerID: self.ID, Log: n.log})
 	if err != nil {
-		return err
+		return n.unlessStopped(ctx, err)
 	}
 	defer closing(&err, "close registry", store.Close)
 	n.store = store
 	if err := n.adopt(ctx, store, topo); err != nil {
-		return err
+		return n.unlessStopped(ctx, err)
 	}
 	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
 
@@ -220,6 +220,16 @@ func (n *Node) openTunnel(key wgkey.Private, self topology.Server) (err error) {
 		return err
 	}
 	n.log.Info("tunnel up", "interface", cfg.Name, "mtu", cfg.MTU, "listen_port", cfg.ListenPort, "addresses", cfg.Addresses)
+	return nil
+}
+
+// unlessStopped returns err, the failure of a part of the start, unless that was
+// told to end: then a start that ends is what was wanted.
+func (n *Node) unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	n.log.Info("stopped during the start")
 	return nil
 }
 

@@ -37,8 +37,8 @@ func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolutio
 		return control.Resolution{}, usage.Errorf("name %q: is not a domain name", name)
 	}
 	domain := n.members.Topology().Domain
-	if !strings.Contains(strings.TrimSuffix(name, "."), ".") { // what a container's search list does
-		name = strings.TrimSuffix(name, ".") + "." + domain
+	if !strings.Contains(name, ".") { // what a container's search list does
+		name += "." + domain
 	}
 	name = dns.Fqdn(name)
 	res, err := n.dns.Resolve(ctx, name, qtype)

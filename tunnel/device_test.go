@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -219,6 +220,24 @@ func eventually(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within 3 s", what)
 		}
+	}
+}
+
+// running starts Run, and returns what it will return.
+func running(ctx context.Context, tun *Tunnel) <-chan error {
+	ended := make(chan error, 1)
+	go func() { ended <- tun.Run(ctx) }()
+	return ended
+}
+
+func within(t *testing.T, what string, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: nothing happened for 10 s", what)
+		return nil
 	}
 }
 

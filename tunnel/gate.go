@@ -22,15 +22,20 @@ const (
 	// forget is for how long to wait for packets to leave. The device also drops
 	// some, which nobody is told of.
 	forget = 2 * time.Millisecond
+	// aside is for how long a gate stays open after it forgot some. Packets that
+	// the device drops, as a flood of forgeries is or what is for a dead peer,
+	// would else close it again and again to those of everybody.
+	aside = 50 * forget
 )
 
 // A gate counts the packets inside the device in one direction.
 type gate struct {
 	limit int
 
-	mu sync.Mutex // guards n
-	n  int
-	c  sync.Cond // n fell
+	mu   sync.Mutex // guards n and open
+	n    int
+	open time.Time // until then, whatever n
+	c    sync.Cond // n fell
 }
 
 func newGate() *gate {
@@ -44,10 +49,15 @@ func newGate() *gate {
 func (g *gate) wait() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.n < g.limit {
+	if g.n < g.limit || time.Now().Before(g.open) {
 		return
 	}
-	overdue := time.AfterFunc(forget, func() { g.leave(math.MaxInt) })
+	overdue := time.AfterFunc(forget, func() {
+		g.mu.Lock()
+		g.open = time.Now().Add(aside)
+		g.mu.Unlock()
+		g.leave(math.MaxInt)
+	})
 	defer overdue.Stop()
 	for g.n >= g.limit {
 		g.c.Wait()
@@ -68,6 +78,10 @@ func (g *gate) leave(packets int) {
 }
 
 // A gatedBind is a bind between the two gates.
+//
+// Of the standard bind, when wrapped, the device does not know any more that it
+// should forget source addresses as routes change. That bind holds none where
+// the kernel coalesces datagrams (Linux 5.12 and later): splitting them loses it.
 type gatedBind struct {
 	conn.Bind
 	in, out *gate

@@ -58,7 +58,12 @@ func TestGate(t *testing.T) {
 			if through.Load() != 2 {
 				t.Error("closed for ever")
 			}
-			g.leave(5 * g.limit) // it was only late
+			g.enter(9 * g.limit)
+			if waiting(g, 1).Load() != 1 {
+				t.Error("closed again at once: what is dropped keeps the rest waiting")
+			}
+			time.Sleep(aside)
+			g.leave(9 * g.limit) // it was only late
 			g.enter(g.limit - 1)
 			if waiting(g, 1).Load() != 1 {
 				t.Error("closed below the limit")

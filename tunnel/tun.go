@@ -57,7 +57,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	t.out.wait()
 	n, err := t.Device.Read(bufs, sizes, offset)
 	t.room = max(segments, t.room-1, n) // streams of smaller segments come and go
-	for err == nil && t.more != nil && len(bufs)-n >= t.room && t.more() {
+	for err == nil && t.more != nil && len(bufs)-n > t.room && t.more() {
 		var m int
 		m, err = t.Device.Read(bufs[n:], sizes[n:], offset)
 		if errors.Is(err, tun.ErrTooManySegments) { // some are lost, once

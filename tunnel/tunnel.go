@@ -26,9 +26,8 @@ import (
 var ErrClosed = errors.New("tunnel is closed")
 
 // ErrNoIPv6 is wrapped by what Open and Restore return when an IPv6 address
-// cannot be added because IPv6 is disabled, for the interface or the machine.
-// Nothing is left open then: to run without, call Open again with the IPv4
-// addresses only.
+// cannot be added because IPv6 is disabled, for the interface or the machine. To
+// run without, call Open again with the IPv4 addresses alone.
 var ErrNoIPv6 = errors.New("IPv6 is disabled")
 
 const (

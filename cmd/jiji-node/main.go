@@ -33,10 +33,15 @@ import (
 var version = "dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := execute(ctx, os.Args[1:], os.Environ())
-	stop()
-	os.Exit(code)
+	os.Exit(execute(context.Background(), os.Args[1:], os.Environ()))
+}
+
+// untilSignal is ctx until the first SIGINT or SIGTERM; a second one ends the
+// process. Commands that have nothing to end in order do without it.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 // An app is what the commands share: the flags that they all have.

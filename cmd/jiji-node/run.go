@@ -62,7 +62,9 @@ before anything is touched.`,
 			if err != nil {
 				return err
 			}
-			return node.Run(cmd.Context(), cfg)
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return node.Run(ctx, cfg)
 		},
 	}
 	a.addRunFlags(c.Flags(), &r)

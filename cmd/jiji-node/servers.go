@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -282,31 +283,38 @@ func (a *app) serverList() *cobra.Command {
 }
 
 func (a *app) serverRemove() *cobra.Command {
-	force := false
+	force, asJSON := false, false
 	c := &cobra.Command{
 		Use: "remove ID", Short: "Take a server out of the mesh", Example: "  jiji-node server remove web3", Args: count(1, 1),
 		Long: `Take a server out of the mesh: its entry stays as a tombstone, so that nobody
 takes it for a server that is merely absent, and its subnet rests for 24 hours.
 Run it on every server, or copy the topology.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := either(func() error {
-				_, err := a.client().RemoveServer(cmd.Context(), args[0], force)
+			var gone control.Server
+			err := either(func() (err error) {
+				gone, err = a.client().RemoveServer(cmd.Context(), args[0], force)
 				return err
 			}, func() error {
 				return a.offline(membership.Config{}, func(m *membership.Membership) error {
-					if m.Self().ID == args[0] && !force {
-						return usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", args[0])
+					if strings.EqualFold(m.Self().ID, args[0]) && !force {
+						return usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", m.Self().ID)
 					}
-					_, err := m.Remove(args[0])
+					s, err := m.Remove(args[0])
+					gone = node.ServerOf(s)
 					return err
 				})
 			})
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", args[0])
+			if err != nil {
+				return err
 			}
-			return err
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), gone)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", gone.ID)
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "even if it is up, or this machine")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

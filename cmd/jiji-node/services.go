@@ -108,7 +108,8 @@ func (a *app) serviceHealth() *cobra.Command {
 }
 
 func (a *app) serviceDeregister() *cobra.Command {
-	return &cobra.Command{
+	asJSON := false
+	c := &cobra.Command{
 		Use: "deregister ID...", Short: "Take containers out of the catalog", Args: count(1, -1),
 		Example: "  jiji-node service deregister 3f5a…",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -121,12 +122,18 @@ func (a *app) serviceDeregister() *cobra.Command {
 				ids[i] = id
 			}
 			n, err := a.client().Deregister(cmd.Context(), ids)
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d removed\n", n)
+			if err != nil {
+				return err
 			}
-			return err
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]int{"removed": n})
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d removed\n", n)
+			return nil
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
 // containerID completes an id of which only the beginning was typed, as engines do.

@@ -37,7 +37,9 @@ func (a *app) statusCommand() *cobra.Command {
 			if every < 100*time.Millisecond {
 				return a.wrong("interval", fmt.Errorf("%s, want at least 100ms", every))
 			}
-			return repeat(cmd.Context(), cmd.OutOrStdout(), every, show)
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return repeat(ctx, cmd.OutOrStdout(), every, show)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch, one document after another")
