@@ -39,18 +39,15 @@ func (n api) Status() control.Status {
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
 		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
-		Warnings:  append([]string{}, n.degraded...),
+		Warnings:  n.warnings(),
 		Peers:     n.peers(topo),
 	}
 	if !self.RemovedAt.IsZero() {
 		s.State = "removed"
 		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers")
 	}
-	if tight := n.tight.Load(); tight != nil && *tight != "" {
-		s.Warnings = append(s.Warnings, *tight)
-	}
-	if n.faulty() {
-		s.Warnings = append(s.Warnings, *n.fault.Load())
+	if n.tunnel.Load() == nil {
+		s.State = "starting"
 	}
 	if s.Topology.Error != "" {
 		s.Warnings = append(s.Warnings, s.Topology.Error)
@@ -65,7 +62,8 @@ func (n api) Status() control.Status {
 // peers joins what topology, device and monitor know of each other server.
 func (n api) peers(topo topology.Topology) []control.Peer {
 	device := map[wgkey.Public]tunnel.PeerStatus{}
-	if seen, err := n.tunnel.Peers(); err == nil { // a device that died ends Run, which says why
+	if t := n.tunnel.Load(); t != nil {
+		seen, _ := t.Peers() // none of a device that just died
 		for _, p := range seen {
 			device[p.Key] = p
 		}

@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/tunnel"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
 const (
@@ -19,51 +23,129 @@ const (
 )
 
 // converge applies the plan that follows from all that is known now. Applying
-// twice is harmless, so whatever fails is tried again with the next news.
-func (n *Node) converge() error {
-	topo, snapshot := n.members.Topology(), n.store.Snapshot()
-	err := n.followUplinks(n.tunnel)
-	_, perr := n.followPaths(n.tunnel)
-	err = errors.Join(err, perr)
-	p := makePlan(topo, n.key, snapshot.Containers, n.ipv6, n.peerMTU)
+// twice is harmless, so whatever fails is tried again with the next news. The
+// plan and the zone are made anew only if fresh, or if the paths to peers changed. What another program fights
+// over is put back only if regular.
+func (n *Node) converge(fresh, regular bool) error {
+	t := n.tunnel.Load()
+	var err error
+	if t != nil {
+		var changed bool
+		changed, err = n.followUnderlay(t)
+		fresh = fresh || changed
+	}
+	if fresh {
+		n.plan = makePlan(n.members.Topology(), n.key, n.store.Snapshot().Containers, n.ipv6, n.peerMTU)
+	}
+	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
+	if t != nil {
+		wanted.Link, wanted.Routes = n.cfg.Interface, n.plan.routes
+		err = errors.Join(err, n.convergeTunnel(t, regular))
+	}
+	changes, herr := n.keeper.Apply(wanted, regular)
+	n.logChanges(changes)
+	if errors.Is(herr, host.ErrNoLink) {
+		t.Close() // renamed, if not deleted: its name is free for another
+		err, herr = nil, nil
+	}
+	if herr != nil {
+		err = errors.Join(err, fmt.Errorf("set routes: %w", herr))
+	}
+	if !fresh {
+		return err
+	}
+	n.monitor.SetCandidates(n.plan.candidates)
+	n.serial++
+	n.plan.zone.Serial = n.serial
+	zone, zerr := dnsserver.NewZone(n.plan.zone)
+	if zerr != nil {
+		return errors.Join(err, fmt.Errorf("build zone: %w", zerr))
+	}
+	n.dns.SetZone(zone)
+	n.names.Store(int64(len(n.plan.zone.Names)))
+	return err
+}
 
-	restored, rerr := n.tunnel.Restore()
-	if rerr != nil {
-		err = errors.Join(err, fmt.Errorf("restore tunnel: %w", rerr))
+// convergeTunnel gives the tunnel the plan's peers, and its interface what
+// somebody took from it. One that is closed is left to the loop.
+func (n *Node) convergeTunnel(t *tunnel.Tunnel, regular bool) (err error) {
+	if regular || !n.keeper.Fights.Fought(n.cfg.Interface) {
+		restored, rerr := t.Restore()
+		if rerr != nil {
+			err = fmt.Errorf("restore tunnel: %w", rerr)
+		}
+		for _, what := range restored {
+			n.repaired(fmt.Sprintf("interface %s had lost: %s", n.cfg.Interface, what))
+		}
 	}
-	for _, what := range restored {
-		n.log.Warn("tunnel was changed by somebody else; put back", "what", what)
-	}
-	changes, serr := n.tunnel.SetPeers(p.peers)
+	changes, serr := t.SetPeers(n.plan.peers)
 	if serr != nil {
 		err = errors.Join(err, fmt.Errorf("set peers: %w", serr))
 	}
 	for _, c := range changes {
 		n.log.Info("peer set", "peer", n.peerName(c.Key), "change", c.What)
 	}
-	n.monitor.SetCandidates(p.candidates)
+	return ignoreClosed(err)
+}
 
-	done, herr := host.Apply(host.Wanted{Link: n.cfg.Interface, Routes: p.routes, Forwarding: true})
-	if herr != nil {
-		err = errors.Join(err, fmt.Errorf("set routes: %w", herr))
+// reopen makes another tunnel in place of one whose interface was taken away,
+// and calls each peer where it was last.
+func (n *Node) reopen(ctx context.Context, g *errgroup.Group, regular bool) error {
+	if n.tunnel.Load() != nil || !regular && n.keeper.Fights.Fought(n.cfg.Interface) {
+		return nil
 	}
-	for _, c := range done {
-		n.log.Info("host changed", "change", c.What)
+	t, err := n.openTunnel()
+	if err != nil {
+		return err
 	}
-
-	n.serial++
-	p.zone.Serial = n.serial
-	zone, zerr := dnsserver.NewZone(p.zone)
-	if zerr != nil {
-		return errors.Join(err, fmt.Errorf("build zone: %w", zerr))
+	n.tunnel.Store(t)
+	n.serveTunnel(ctx, g)
+	n.repaired(fmt.Sprintf("interface %s was gone, made again", n.cfg.Interface))
+	if _, err := t.SetPeers(n.plan.peers); err != nil {
+		return fmt.Errorf("set peers: %w", err)
 	}
-	n.dns.SetZone(zone)
-	n.names.Store(int64(len(p.zone.Names)))
+	paths := n.monitor.Peers()
+	for _, p := range n.plan.peers {
+		if at := paths[p.Key].Endpoint; at.IsValid() {
+			err = errors.Join(err, t.Move(p.Key, at))
+		}
+	}
 	return err
 }
 
+// serveTunnel has n.lost tell when the tunnel ends.
+func (n *Node) serveTunnel(ctx context.Context, g *errgroup.Group) {
+	t := n.tunnel.Load()
+	g.Go(func() error {
+		n.lost <- t.Run(ctx)
+		return nil
+	})
+}
+
+// logChanges tells what was done to the host.
+func (n *Node) logChanges(changes []host.Change) {
+	for _, c := range changes {
+		switch c.Reason {
+		case host.News:
+			n.log.Info("host changed", "change", c.What)
+		case host.Repair:
+			n.log.Warn("host was changed by somebody else; repaired", "what", c.What)
+		case host.FightBegins:
+			n.log.Warn("another program changes this again and again; it is put back once a minute from now on", "what", c.What)
+		case host.Fighting:
+			n.log.Debug("host was changed by somebody else; repaired", "what", c.What)
+		}
+	}
+}
+
+// repaired tells and counts a repair of the interface.
+func (n *Node) repaired(what string) {
+	n.logChanges([]host.Change{{What: what, Reason: n.keeper.Fights.Repaired(n.cfg.Interface, what, time.Now())}})
+}
+
 // convergeLoop converges on any news, and is the node's heart beat for systemd.
-func (n *Node) convergeLoop(ctx context.Context) error {
+// It alone changes the host; g is what runs the tunnel.
+func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 	tick := time.NewTicker(convergeEvery)
 	defer tick.Stop()
 	beat, err := daemon.SdWatchdogEnabled(false)
@@ -78,9 +160,10 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 	}
 	paths := time.NewTicker(pathsEvery)
 	defer paths.Stop()
-	tooLarge := n.tunnel.TooLarge()
+	tooLarge := n.tooLarge()
 	retry := n.retry()
 	for {
+		fresh, regular := true, false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -88,27 +171,46 @@ func (n *Node) convergeLoop(ctx context.Context) error {
 			n.notify(daemon.SdNotifyWatchdog)
 			continue
 		case <-paths.C:
-			tooLarge = n.tunnel.TooLarge()
-			if changed, err := n.followPaths(n.tunnel); !changed && err == nil {
+			tooLarge = n.tooLarge()
+			if !n.pathsChanged() {
 				continue
 			}
 		case <-tooLarge:
 			tooLarge = nil // again at the next tick: some packets may not become smaller
-			if changed, err := n.followPaths(n.tunnel); !changed && err == nil {
+			if !n.pathsChanged() {
 				continue
+			}
+		case reply := <-n.downs:
+			reply <- n.takeDown()
+			return errDown
+		case err := <-n.lost:
+			if err = errors.Join(ignoreClosed(err), n.closeTunnel()); err != nil {
+				return err
+			}
+			if ctx.Err() != nil {
+				return nil
 			}
 		case <-n.members.Changed():
 		case <-n.store.Changed():
-		case <-n.linksChanged:
+		case <-n.hostChanged:
+			fresh = n.faulty()
 			if err := n.classes.Refresh(); err != nil {
 				n.log.Error("interfaces not classified", "err", err)
 			}
 		case <-tick.C:
+			regular = true
 		case <-retry:
 		}
-		n.settle()
+		n.settle(n.reopen(ctx, g, regular), fresh, regular)
 		retry = n.retry()
 	}
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, tunnel.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // retry fires when it is time to try again; it is nil when there is no need.
@@ -119,10 +221,12 @@ func (n *Node) retry() <-chan time.Time {
 	return time.After(convergeRetry)
 }
 
-// settle converges, and logs when that begins and ceases to fail.
-func (n *Node) settle() {
+// settle converges, and logs when that begins and ceases to fail; err has
+// failed before.
+func (n *Node) settle(err error, fresh, regular bool) {
+	err = errors.Join(err, n.converge(fresh, regular))
 	fault := ""
-	if err := n.converge(); err != nil {
+	if err != nil {
 		fault = err.Error()
 	}
 	was := n.fault.Swap(&fault)
@@ -132,6 +236,11 @@ func (n *Node) settle() {
 	case fault == "" && was != nil && *was != "":
 		n.log.Info("plan applied whole again")
 	}
+	for _, what := range n.keeper.Fights.End(time.Now()) {
+		n.log.Info("no other program changes this any more", "what", what)
+	}
+	fights := n.keeper.Fights.Warnings()
+	n.fights.Store(&fights)
 }
 
 func (n *Node) faulty() bool {
@@ -141,7 +250,11 @@ func (n *Node) faulty() bool {
 
 // observe is the monitor's view of the device.
 func (n *Node) observe() ([]monitor.Observed, error) {
-	peers, err := n.tunnel.Peers()
+	t := n.tunnel.Load()
+	if t == nil {
+		return nil, tunnel.ErrClosed
+	}
+	peers, err := t.Peers()
 	if err != nil {
 		return nil, err
 	}
@@ -150,4 +263,19 @@ func (n *Node) observe() ([]monitor.Observed, error) {
 		seen[i] = monitor.Observed{Key: p.Key, Endpoint: p.Endpoint, LastHandshake: p.LastHandshake, RxBytes: p.RxBytes, TxBytes: p.TxBytes}
 	}
 	return seen, nil
+}
+
+// move and ask are the monitor's hands.
+func (n *Node) move(key wgkey.Public, endpoint netip.AddrPort) error {
+	if t := n.tunnel.Load(); t != nil {
+		return t.Move(key, endpoint)
+	}
+	return tunnel.ErrClosed
+}
+
+func (n *Node) ask(key wgkey.Public) error {
+	if t := n.tunnel.Load(); t != nil {
+		return t.Ask(key)
+	}
+	return tunnel.ErrClosed
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -18,9 +19,19 @@ const (
 // An underlay is what carries the tunnel, as last observed. It is the converge
 // loop's alone.
 type underlay struct {
-	smallest int                  // MTU of the smallest uplink
+	smallest int                  // MTU of the smallest uplink; 0: none was there yet
 	ipv6     bool                 // whether peers may have to be reached in IPv6
 	peers    map[wgkey.Public]int // MTU of each peer of the device; 0: the tunnel's
+}
+
+// followUnderlay adapts the tunnel to what carries it, and reports whether the plan
+// has to be adapted, too.
+func (n *Node) followUnderlay(t *tunnel.Tunnel) (changed bool, err error) {
+	before := n.underlay
+	err = n.followUplinks(t)
+	changed, perr := n.followPaths(t)
+	changed = changed || n.underlay.smallest != before.smallest || n.underlay.ipv6 != before.ipv6
+	return changed, ignoreClosed(errors.Join(err, perr))
 }
 
 // followUplinks gives the tunnel the MTU that the uplinks leave for it now. Where
@@ -92,8 +103,27 @@ func (n *Node) followPaths(t *tunnel.Tunnel) (changed bool, err error) {
 // peerMTU returns what a packet to a peer may have, 0 if as much as the tunnel's.
 // Where the path to it is not known yet, that is what any uplink carries.
 func (n *Node) peerMTU(key wgkey.Public) int {
-	if mtu, known := n.underlay.peers[key]; known {
+	mtu, known := n.underlay.peers[key]
+	if known || n.underlay.smallest == 0 {
 		return mtu
 	}
 	return host.PeerMTU(int(n.mtu.Load()), n.underlay.smallest, n.underlay.ipv6)
+}
+
+// pathsChanged is followPaths between two plans.
+func (n *Node) pathsChanged() bool {
+	t := n.tunnel.Load()
+	if t == nil {
+		return false
+	}
+	changed, err := n.followPaths(t)
+	return changed || ignoreClosed(err) != nil
+}
+
+// tooLarge receives when a path turns out to carry less; nil while there is no tunnel.
+func (n *Node) tooLarge() <-chan struct{} {
+	if t := n.tunnel.Load(); t != nil {
+		return t.TooLarge()
+	}
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/membership"
 	"github.com/acidtib/jiji-node/node/statefile"
@@ -63,28 +65,39 @@ type Node struct {
 
 	members   *membership.Membership
 	key       wgkey.Public
+	private   wgkey.Private
 	store     registry.Store
-	tunnel    *tunnel.Tunnel
+	tunnel    atomic.Pointer[tunnel.Tunnel] // nil while there is none
 	monitor   *monitor.Monitor
 	dns       *dnsserver.Server
 	upstreams func() []netip.AddrPort
 	classes   *host.Classes
 	mtu       atomic.Int32 // of the tunnel
 	ipv6      bool
-	degraded  []string // one line each
 
-	linksChanged chan struct{}
-	tight        atomic.Pointer[string] // why the uplinks leave too little for the tunnel's MTU; "" if they do not
-	names        atomic.Int64           // in the zone
-	fault        atomic.Pointer[string] // why the plan is not applied whole; "" if it is
-	serial       uint32                 // of the zone; converge's alone
-	underlay     underlay
+	hostChanged chan struct{}
+	downs       chan chan<- control.Undone // requests to take the network off the host
+	lost        chan error                 // how the tunnel ended
+	names       atomic.Int64               // in the zone
+	tight       atomic.Pointer[string]     // why the uplinks leave too little for the tunnel's MTU; "" if they do not
+	fault       atomic.Pointer[string]     // why the plan is not applied whole; "" if it is
+	fights      atomic.Pointer[[]string]   // with other programs, one line each
+
+	mu       sync.Mutex
+	degraded []string // what the node does without, one line each; guarded by mu
+
+	// The rest is the converge loop's alone.
+	keeper   *host.Keeper
+	plan     plan
+	serial   uint32 // of the zone
+	underlay underlay
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
 // error that the configuration is to blame for is marked by package usage.
 func Run(ctx context.Context, cfg Config) (err error) {
-	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()), linksChanged: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
+		hostChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)
@@ -92,18 +105,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
-	n.members, err = membership.Open(membership.Config{
-		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
-		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
-		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
-		Log:    n.log,
-	})
+	n.members, err = membership.Open(cfg.membership(false))
 	if err != nil {
 		return err
 	}
-	key, created := n.members.Key()
-	n.key = key.Public()
+	private, created := n.members.Key()
+	n.private, n.key = private, private.Public()
+	undo, err := journal.Open(filepath.Join(cfg.StateDir, journal.FileName))
+	if err != nil {
+		return damaged(err)
+	}
+	n.keeper = host.NewKeeper(undo)
 	if err := n.preflight(); err != nil {
+		return err
+	}
+	if err := undo.Record(n.sockets()...); err != nil {
 		return err
 	}
 	socket, err := control.Listen(cfg.RuntimeDir, n.log) // its clients wait until it is served
@@ -132,10 +148,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
 
-	if err := n.openTunnel(key, self); err != nil {
+	if err := n.failClosed(); err != nil {
 		return err
 	}
-	defer closing(&err, "close tunnel", n.tunnel.Close)
+	t, err := n.openTunnel()
+	if err != nil {
+		return err
+	}
+	n.tunnel.Store(t)
+	defer closing(&err, "close tunnel", n.closeTunnel)
 
 	n.classes = host.NewClasses(cfg.Interface)
 	if err := n.classes.Refresh(); err != nil {
@@ -154,9 +175,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("start dns: %w", err)
 	}
 	n.monitor = monitor.New(monitor.Config{
-		Self: n.key, Peers: n.observe, Move: n.tunnel.Move, Ask: n.tunnel.Ask, Name: n.peerName, Log: n.log,
+		Self: n.key, Peers: n.observe, Move: n.move, Ask: n.ask, Name: n.peerName, Log: n.log,
 	})
-	n.settle()
+	n.settle(nil, true, true)
 	if !n.faulty() {
 		n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
 	}
@@ -165,21 +186,50 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("control socket open", "path", socket.Addr())
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.tunnel.Run(ctx) })
 	g.Go(func() error { return n.dns.Run(ctx) })
 	g.Go(func() error { return n.store.Run(ctx) })
 	g.Go(func() error { return n.monitor.Run(ctx) })
 	g.Go(func() error { return n.members.Follow(ctx) })
 	g.Go(func() error { return followUpstreams(ctx) })
-	g.Go(func() error { return host.Watch(ctx, n.onLinks) })
+	g.Go(func() error { return host.Watch(ctx, n.onHost) })
 	g.Go(func() error { return control.Serve(ctx, socket, n.api(), n.log) })
-	g.Go(func() error { return n.convergeLoop(ctx) })
+	n.serveTunnel(ctx, g)
+	g.Go(func() error { return n.convergeLoop(ctx, g) })
 	n.notify(daemon.SdNotifyReady)
 	n.log.Info("ready", "after", time.Since(n.started).Round(time.Millisecond))
 	err = g.Wait()
 	n.notify(daemon.SdNotifyStopping)
 	n.log.Info("stopping")
+	if errors.Is(err, errDown) {
+		return nil
+	}
 	return err
+}
+
+// errDown ends a node that was told to take the network off the host.
+var errDown = errors.New("taken down")
+
+// sockets are the files of this node that a kill leaves behind.
+func (n *Node) sockets() []journal.Change {
+	return []journal.Change{
+		{Kind: journal.Socket, Name: filepath.Join(n.cfg.RuntimeDir, control.SocketName)},
+		{Kind: journal.Socket, Name: "/var/run/wireguard/" + n.cfg.Interface + ".sock"},
+	}
+}
+
+// failClosed is the first change of the host: without it a packet for the mesh
+// leaves in the clear whenever there is no tunnel.
+func (n *Node) failClosed() error {
+	changes, err := n.keeper.Apply(host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet}, true)
+	n.logChanges(changes)
+	if err != nil {
+		return fmt.Errorf("have packets for the mesh end where there is no tunnel: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) closed() []netip.Prefix {
+	return []netip.Prefix{n.members.Topology().Cluster, ipplan.ManagementPrefix}
 }
 
 // adopt takes over what this server registered under an id that it had before:
@@ -204,22 +254,30 @@ func (n *Node) adopt(ctx context.Context, store *embedded.Store, topo topology.T
 }
 
 // openTunnel opens the device, without a management address where IPv6 is off.
-func (n *Node) openTunnel(key wgkey.Private, self topology.Server) (err error) {
-	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort, Key: key, Log: n.log}
+func (n *Node) openTunnel() (*tunnel.Tunnel, error) {
+	self := n.members.Self()
+	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort, Key: n.private, Log: n.log}
 	cfg.Addresses = []netip.Prefix{host32(self.WireGuardIP)}
 	if n.ipv6 {
 		cfg.Addresses = append(cfg.Addresses, host32(self.ManagementIP))
 	}
-	n.tunnel, err = tunnel.Open(cfg)
+	t, err := tunnel.Open(cfg)
 	if errors.Is(err, tunnel.ErrNoIPv6) { // off for new interfaces, in a way that the preflight did not see
 		n.degrade(err.Error())
 		n.ipv6, cfg.Addresses = false, cfg.Addresses[:1]
-		n.tunnel, err = tunnel.Open(cfg)
+		t, err = tunnel.Open(cfg)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.log.Info("tunnel up", "interface", cfg.Name, "mtu", cfg.MTU, "listen_port", cfg.ListenPort, "addresses", cfg.Addresses)
+	return t, nil
+}
+
+func (n *Node) closeTunnel() error {
+	if t := n.tunnel.Swap(nil); t != nil {
+		return t.Close()
+	}
 	return nil
 }
 
@@ -235,8 +293,27 @@ func (n *Node) unlessStopped(ctx context.Context, err error) error {
 
 // degrade notes what the node has to do without.
 func (n *Node) degrade(problem string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.degraded = append(n.degraded, problem)
 	n.log.Warn("degraded", "problem", problem)
+}
+
+// warnings are what is not as it should be, one line each.
+func (n *Node) warnings() []string {
+	n.mu.Lock()
+	lines := append([]string{}, n.degraded...)
+	n.mu.Unlock()
+	if fights := n.fights.Load(); fights != nil {
+		lines = append(lines, *fights...)
+	}
+	if tight := n.tight.Load(); tight != nil && *tight != "" {
+		lines = append(lines, *tight)
+	}
+	if n.faulty() {
+		lines = append(lines, *n.fault.Load())
+	}
+	return lines
 }
 
 // closing runs a deferred close and keeps its error if there is no earlier one.
@@ -277,9 +354,9 @@ func (n *Node) followUpstreams(own ...netip.Addr) (follow func(context.Context) 
 	return f.Run
 }
 
-func (n *Node) onLinks() {
+func (n *Node) onHost() {
 	select {
-	case n.linksChanged <- struct{}{}:
+	case n.hostChanged <- struct{}{}:
 	default:
 	}
 }

@@ -3,25 +3,36 @@ package node
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
 
+	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/membership"
+	"github.com/acidtib/jiji-node/node/statefile"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/node/usage"
+)
+
+// Problems that are not of package host.
+const (
+	kindMTU           host.Kind = "mtu"           // the uplinks carry too little
+	kindState         host.Kind = "state"         // the state directory cannot be used
+	kindConfiguration host.Kind = "configuration" // what was typed or configured is wrong
 )
 
 // preflight decides whether this machine can carry the node, before anything
 // on it is touched, and what the node has to do without.
 func (n *Node) preflight() error {
-	topo, self := n.members.Topology(), n.members.Self()
-	want := host.Want{
-		Link: n.cfg.Interface, ListenPort: n.cfg.ListenPort, WireGuardIP: self.WireGuardIP, DNSPort: n.cfg.DNSPort,
-		Cluster: topo.Cluster, Subnet: self.Subnet,
-	}
-	facts, err := host.Observe(want)
+	problems, mtu, err := survey(n.cfg, n.members, 0)
 	if err != nil {
-		return fmt.Errorf("observe this machine: %w", err)
+		return err
 	}
 	n.ipv6 = true
+	n.mtu.Store(int32(mtu))
 	var refused []error
-	for _, p := range host.Check(facts, want) {
+	for _, p := range problems {
 		if !p.Degraded {
 			refused = append(refused, p)
 			continue
@@ -31,10 +42,94 @@ func (n *Node) preflight() error {
 			n.ipv6 = false
 		}
 	}
-	mtu, err := host.MTU(facts.Uplinks(), ipv6Endpoints(topo.Servers), n.cfg.MTU)
-	if err != nil {
-		refused = append(refused, err)
-	}
-	n.mtu.Store(int32(mtu))
 	return errors.Join(refused...)
+}
+
+// survey looks for what stands in the way of a start, and for the MTU that the
+// machine allows. members is nil if the state cannot be used; own is the process
+// of this very node if it runs already.
+func survey(cfg Config, members *membership.Membership, own int) (problems []host.Problem, mtu int, err error) {
+	want := host.Want{
+		Link: cfg.Interface, ListenPort: cfg.ListenPort, DNSPort: cfg.DNSPort, Cluster: cfg.Cluster,
+		Socket: filepath.Join(cfg.RuntimeDir, control.SocketName), Own: own,
+	}
+	var servers []topology.Server
+	if members != nil {
+		topo, self := members.Topology(), members.Self()
+		want.Cluster, want.Subnet, want.WireGuardIP = topo.Cluster, self.Subnet, self.WireGuardIP
+		servers = topo.Servers
+	}
+	facts, err := host.Observe(want)
+	if err != nil {
+		return nil, 0, fmt.Errorf("observe this machine: %w", err)
+	}
+	problems = host.Check(facts, want)
+	mtu, err = host.MTU(facts.Uplinks(), ipv6Endpoints(servers), cfg.MTU)
+	if err != nil {
+		problems = append(problems, host.Problem{Kind: kindMTU, Text: err.Error()})
+	}
+	return problems, mtu, nil
+}
+
+// A Readiness says whether a node could run here.
+type Readiness struct {
+	Ready    bool           `json:"ready"`             // no problem but such that the node can run with
+	Running  int            `json:"running,omitempty"` // the process that is this very node; what it holds is no problem
+	Problems []host.Problem `json:"problems"`
+}
+
+// Check is the preflight of Run alone. It makes, writes and takes nothing, and
+// needs no state directory. Its error, marked by package usage if the
+// configuration is to blame, says that a node would not run.
+func Check(cfg Config) (Readiness, error) {
+	r := Readiness{Problems: []host.Problem{}}
+	fault := func(err error) {
+		kind := kindState
+		if usage.Is(err) {
+			kind = kindConfiguration
+		}
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			r.Problems = append(r.Problems, host.Problem{Kind: kind, Text: line})
+		}
+	}
+	var members *membership.Membership
+	running, err := statefile.Holder(cfg.StateDir)
+	if err == nil {
+		r.Running = running
+		members, err = membership.Open(cfg.membership(true))
+	}
+	if err != nil {
+		fault(err)
+	}
+	found, _, err := survey(cfg, members, r.Running)
+	if err != nil {
+		return r, err
+	}
+	r.Problems = append(r.Problems, found...)
+
+	refused, blame := 0, false
+	for _, p := range r.Problems {
+		if !p.Degraded {
+			refused++
+			blame = blame || p.Kind == kindConfiguration
+		}
+	}
+	if r.Ready = refused == 0; r.Ready {
+		return r, nil
+	}
+	err = fmt.Errorf("not ready to run; problems in the way: %d", refused)
+	if blame {
+		err = usage.Mark(err)
+	}
+	return r, err
+}
+
+// membership is what package membership has to know of cfg.
+func (cfg Config) membership(dryRun bool) membership.Config {
+	return membership.Config{
+		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
+		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
+		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
+		Log:    cfg.Log, DryRun: dryRun,
+	}
 }

@@ -55,7 +55,7 @@ func (t *limitedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	l := t.limits.Load()
 	for i := range n {
 		if b := bufs[i][offset : offset+sizes[i]]; mayLimitMSS(b) {
-			limit := l.of(address(b, target))
+			limit := l.of(targetOf(b))
 			limitMSS(b, func(packet int) int { return min(packet, limit) })
 		}
 	}
@@ -69,7 +69,7 @@ func (t *limitedTUN) Write(bufs [][]byte, offset int) (int, error) {
 	l := t.limits.Load()
 	for _, b := range bufs {
 		if b = b[offset:]; mayLimitMSS(b) {
-			limit := l.of(address(b, source))
+			limit := l.of(sourceOf(b))
 			limitMSS(b, func(packet int) int {
 				if packet = min(packet, limit); packet < l.mtu {
 					packet -= packet % device.PaddingMultiple
@@ -81,22 +81,17 @@ func (t *limitedTUN) Write(bufs [][]byte, offset int) (int, error) {
 	return t.Device.Write(bufs, offset)
 }
 
-// An end is one of the two of a packet.
-type end int
+// sourceOf and targetOf return an address of a packet; zero if b is none.
+func sourceOf(b []byte) netip.Addr { return addressAt(b, 12, 8) }
+func targetOf(b []byte) netip.Addr { return addressAt(b, 16, 24) }
 
-const (
-	source end = iota
-	target
-)
-
-// address returns the address of one end of a packet; zero if b is none.
-func address(b []byte, which end) netip.Addr {
+func addressAt(b []byte, at4, at6 int) netip.Addr {
 	var a netip.Addr
 	switch {
 	case len(b) >= ipv4Header && b[0]>>4 == 4:
-		a, _ = netip.AddrFromSlice(b[12+4*which:][:4])
+		a, _ = netip.AddrFromSlice(b[at4:][:4])
 	case len(b) >= ipv6Header && b[0]>>4 == 6:
-		a, _ = netip.AddrFromSlice(b[8+16*which:][:16])
+		a, _ = netip.AddrFromSlice(b[at6:][:16])
 	}
 	return a
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -10,7 +11,9 @@ import (
 
 	"github.com/acidtib/jiji-node/node"
 	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/usage"
 )
 
 // A runFlags is what `run` can be told.
@@ -46,15 +49,23 @@ func (a *app) addLinkFlags(f *pflag.FlagSet) {
 
 func (a *app) runCommand() *cobra.Command {
 	var r runFlags
+	check, asJSON := false, false
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the node in the foreground, until SIGTERM",
 		Long: `Run the node in the foreground, until SIGTERM. A new machine needs no arguments:
 it gets a key, subnet 0 and an embedded registry. What is in the way is said
-before anything is touched.`,
-		Example: "  jiji-node run\n  jiji-node run --network /etc/jiji/network.json --endpoint 203.0.113.10",
+before anything is touched; with --check that is all that is done, and nothing is
+touched at all.`,
+		Example: "  jiji-node run --check && jiji-node run\n  jiji-node run --network /etc/jiji/network.json --endpoint 203.0.113.10",
 		Args:    count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON && !check {
+				return usage.Errorf("--json: goes with --check")
+			}
+			if !r.enabled && check {
+				return printReadiness(cmd.OutOrStdout(), node.Readiness{Ready: true, Problems: []host.Problem{}}, asJSON)
+			}
 			if !r.enabled {
 				return node.RunDisabled(a.log.With("from", a.origin("network-enabled")))
 			}
@@ -62,13 +73,41 @@ before anything is touched.`,
 			if err != nil {
 				return err
 			}
+			if check {
+				ready, err := node.Check(cfg)
+				return errors.Join(printReadiness(cmd.OutOrStdout(), ready, asJSON), err)
+			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			return node.Run(ctx, cfg)
 		},
 	}
 	a.addRunFlags(c.Flags(), &r)
+	c.Flags().BoolVar(&check, "check", false, "say what stands in the way of a start, touch nothing, and end: with 0 if the node can run")
+	c.Flags().BoolVar(&asJSON, "json", false, "with --check: print JSON")
 	return c
+}
+
+func printReadiness(w io.Writer, r node.Readiness, asJSON bool) error {
+	if asJSON {
+		return writeJSON(w, r)
+	}
+	var b strings.Builder
+	if r.Running != 0 {
+		fmt.Fprintf(&b, "running   process %d is this node: what it holds is no problem\n", r.Running)
+	}
+	for _, p := range r.Problems {
+		severity := "problem"
+		if p.Degraded {
+			severity = "warning"
+		}
+		fmt.Fprintf(&b, "%s   %s\n", severity, p.Text)
+	}
+	if r.Ready {
+		b.WriteString("ready to run\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // nodeConfig turns text into types.
@@ -124,6 +163,9 @@ func (a *app) chosen(name string) bool { return a.origin(name) != "default" }
 func (a *app) settings() []control.Setting {
 	out := make([]control.Setting, 0, len(a.values))
 	for _, v := range a.values {
+		if v.Name == "check" || v.Name == "json" { // say how a command runs, not how the node does
+			continue
+		}
 		out = append(out, control.Setting{Name: v.Name, Value: v.Text, Origin: v.Origin})
 	}
 	return out
@@ -144,11 +186,7 @@ func (a *app) configCommand() *cobra.Command {
 				return err
 			}, func() error {
 				_, err := a.nodeConfig(r)
-				for _, s := range a.settings() {
-					if s.Name != "json" {
-						list = append(list, s)
-					}
-				}
+				list = a.settings()
 				return err
 			})
 			if err != nil {

@@ -16,7 +16,7 @@ type Status struct {
 	Version   string        `json:"version"`
 	PID       int           `json:"pid"`
 	Mode      string        `json:"mode"`  // "tun"
-	State     string        `json:"state"` // "ready", or "removed" once its own tombstone was read
+	State     string        `json:"state"` // "ready", "removed" once its own tombstone was read, or "starting" while its interface is made again
 	StartedAt time.Time     `json:"startedAt"`
 	Server    Server        `json:"server"` // this node
 	Cluster   netip.Prefix  `json:"clusterCidr"`
@@ -201,6 +201,13 @@ type Added struct {
 	Note  string `json:"note"`  // what was decided about it: "added", "unchanged", …
 }
 
+// An Undone says what became of the changes of the host, one line each.
+type Undone struct {
+	Undone []string `json:"undone"` // taken back
+	Kept   []string `json:"kept"`   // left as somebody else has it or needs it
+	Failed []string `json:"failed"` // still there, and why
+}
+
 // A Node is what the API needs of the running node. Errors that the request is
 // to blame for are marked by package usage.
 type Node interface {
@@ -219,4 +226,7 @@ type Node interface {
 	Init(r InitRequest) (Added, error)
 	AddServers(entries []byte, source string) ([]Added, error)
 	RemoveServer(id string, force bool) (Server, error)
+
+	// Down takes the network off the host; the node ends once it was answered.
+	Down(ctx context.Context) (Undone, error)
 }

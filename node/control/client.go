@@ -102,6 +102,11 @@ func (c *Client) RemoveServer(ctx context.Context, id string, force bool) (Serve
 	return call[Server](ctx, c, http.MethodPost, "/v1/servers/remove", removeRequest{id, force})
 }
 
+// Down has the node take the network off the host and end.
+func (c *Client) Down(ctx context.Context) (Undone, error) {
+	return call[Undone](ctx, c, http.MethodPost, "/v1/down", struct{}{})
+}
+
 // Ping calls reply for each line of the stream until the last, which has Done set.
 func (c *Client) Ping(ctx context.Context, r PingRequest, reply func(PingReply)) error {
 	res, err := c.do(ctx, http.MethodPost, "/v1/ping", r)

@@ -105,6 +105,7 @@ func routes(n Node) http.Handler {
 		return n.Resolve(r.Context(), r.URL.Query().Get("name"), r.URL.Query().Get("type"))
 	}))
 	mux.HandleFunc("POST /v1/ping", ping(n))
+	mux.HandleFunc("POST /v1/down", post(func(ctx context.Context, _ struct{}) (Undone, error) { return n.Down(ctx) }))
 
 	mux.HandleFunc("GET /v1/services", get(func(*http.Request) ([]Container, error) { return n.Containers(), nil }))
 	mux.HandleFunc("POST /v1/services", post(n.Register))

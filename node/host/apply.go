@@ -4,14 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
 // A Wanted is the state of the machine that a node needs.
 type Wanted struct {
-	Link       string // the tunnel's; required
-	Routes     []Route
-	Forwarding bool // IPv4 packets pass between the tunnel and the containers
+	Link       string         // the tunnel's; "": there is none yet
+	Closed     []netip.Prefix // where packets go by Link or nowhere; host bits zero
+	Subnet     netip.Prefix   // this server's own: routes inside it are its containers'
+	Routes     []Route        // by Link
+	Forwarding bool           // IPv4 packets pass between the tunnel and the containers
 }
 
 // A Route is one wanted route over the tunnel.
@@ -21,10 +24,15 @@ type Route struct {
 	MTU int          // bytes; 0: the link's
 }
 
-// A Change is one thing that Apply did.
+// A Change is one thing that was done to the machine.
 type Change struct {
-	What string // for one log line: "route 10.210.2.0/24 dev jiji0 added"
+	What   string // for one log line: "route 10.210.2.0/24 dev jiji0 added"
+	Reason Reason
 }
+
+// ErrNoLink is wrapped by what Apply returns when the tunnel's interface does
+// not exist, at least not by its name.
+var ErrNoLink = errors.New("interface does not exist")
 
 type verb int
 
@@ -44,27 +52,88 @@ type step struct {
 	note  string    // added to what is logged
 }
 
-// diff returns the steps that bring n's routes over w.Link to w.Routes, none of
-// which takes away a route before those that are missing are there, and the
-// faults it cannot mend. Routes that are not ours are left alone, except on the
-// very prefix that is wanted and on our own link.
-func diff(n Network, w Wanted) ([]step, error) {
+// thing is what the step is about, the same whenever that is the same.
+func (s step) thing() any {
+	if s.verb == remove {
+		return struct{ unwanted RouteInfo }{s.route}
+	}
+	return s.route
+}
+
+// closedMetric puts what is closed behind every route of the same prefix: a
+// packet gets there when no tunnel takes it.
+const closedMetric = 2_000_000_000
+
+// diff returns the steps that bring n's routes to w, none of which takes away a
+// route before those that are missing are there, the routes that are there as
+// wanted, and the faults it cannot mend.
+// What is closed comes first. Routes that are not ours are left alone, except
+// on the very prefix that is wanted and on our own link.
+func diff(n Network, w Wanted) (steps []step, there []RouteInfo, err error) {
+	steps, there, err = n.diffClosed(w)
+	if w.Link == "" {
+		return steps, there, err
+	}
 	link, ok := n.link(w.Link)
 	if !ok {
-		return nil, fmt.Errorf("set routes: interface %s does not exist", w.Link)
+		return steps, there, errors.Join(err, fmt.Errorf("set routes: %s: %w", w.Link, ErrNoLink))
 	}
+	more, also, lerr := n.diffLink(w, link)
+	return append(steps, more...), append(there, also...), errors.Join(err, lerr)
+}
+
+// diffClosed is diff for w.Closed. A route inside that leads elsewhere is a
+// fault: its packets leave in the clear.
+func (n Network) diffClosed(w Wanted) (steps []step, there []RouteInfo, err error) {
+	link, _ := n.link(w.Link)
+	var stale []step
+	for _, closed := range w.Closed {
+		want := RouteInfo{Dst: closed, Type: typeUnreachable, Protocol: Protocol, Table: tableMain, Metric: closedMetric}
+		found := false
+		for _, have := range n.Routes {
+			switch {
+			case have.Table != tableMain:
+			case have.Protocol == Protocol && have.Type == typeUnreachable:
+				have.Link = 0 // of IPv6 the kernel says lo
+				if have == want {
+					found = true
+				} else if have.Dst == closed { // another version's metric
+					stale = append(stale, step{verb: remove, route: have})
+				}
+			case have.Type != typeUnicast || have.Link == link.Index || have.Protocol == Protocol:
+			case have.Dst.Bits() < closed.Bits() || !closed.Contains(have.Dst.Addr()) || inside(have.Dst, w.Subnet) || wanted(have.Dst, w.Routes):
+			default:
+				err = errors.Join(err, fmt.Errorf("route %s is not ours and leads packets for the mesh out of it: take it away, or choose another cluster CIDR", n.describe(have)))
+			}
+		}
+		if found {
+			there = append(there, want)
+		} else {
+			steps = append(steps, step{verb: add, route: want})
+		}
+	}
+	return append(steps, stale...), there, err
+}
+
+// inside reports whether all of p is in outer, which may be zero.
+func inside(p, outer netip.Prefix) bool {
+	return outer.IsValid() && p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
+}
+
+func wanted(dst netip.Prefix, routes []Route) bool {
+	return slices.ContainsFunc(routes, func(r Route) bool { return r.Dst == dst })
+}
+
+// diffLink is diff for w.Routes.
+func (n Network) diffLink(w Wanted, link LinkInfo) (steps []step, there []RouteInfo, err error) {
 	type key struct {
 		dst    netip.Prefix
 		metric int
 	}
-	var (
-		steps  []step
-		faults []error
-		wanted = map[key]bool{}
-	)
+	wanted := map[key]bool{}
 	for _, r := range w.Routes {
 		if !r.Dst.IsValid() || r.Dst != r.Dst.Masked() {
-			faults = append(faults, fmt.Errorf("route %v dev %s: expected a prefix whose host bits are zero", r.Dst, w.Link))
+			err = errors.Join(err, fmt.Errorf("route %v dev %s: expected a prefix whose host bits are zero", r.Dst, w.Link))
 			continue
 		}
 		want := RouteInfo{Dst: r.Dst, Src: r.Src, Link: link.Index, Type: typeUnicast, Protocol: Protocol, Table: tableMain, MTU: r.MTU}
@@ -72,18 +141,18 @@ func diff(n Network, w Wanted) ([]step, error) {
 			want.Metric = 1024 // what the kernel makes of 0
 		}
 		if k := (key{want.Dst, want.Metric}); wanted[k] {
-			faults = append(faults, fmt.Errorf("route %v dev %s is wanted twice", r.Dst, w.Link))
+			err = errors.Join(err, fmt.Errorf("route %v dev %s is wanted twice", r.Dst, w.Link))
 			continue
 		} else {
 			wanted[k] = true
 		}
 
-		s, there, blocked := step{verb: add, route: want}, false, false
+		s, found, blocked := step{verb: add, route: want}, false, false
 		for _, have := range n.Routes {
 			switch {
 			case have.Table != tableMain || have.Dst != want.Dst:
 			case have == want:
-				there = true
+				found = true
 			case have.Link == link.Index && have.Metric == want.Metric:
 				s.verb, s.old = replace, have
 			case have.Link == link.Index:
@@ -91,11 +160,14 @@ func diff(n Network, w Wanted) ([]step, error) {
 				s.note = fmt.Sprintf(", ahead of %s", n.describe(have))
 			default:
 				blocked = blocked || have.Metric == want.Metric
-				faults = append(faults, fmt.Errorf("route %v dev %s: a route that is not ours has this prefix: %s: take it away, or choose another cluster CIDR",
+				err = errors.Join(err, fmt.Errorf("route %v dev %s: a route that is not ours has this prefix: %s: take it away, or choose another cluster CIDR",
 					want.Dst, w.Link, n.describe(have)))
 			}
 		}
-		if !there && !blocked { // to replace might hit the other one
+		switch {
+		case found:
+			there = append(there, want)
+		case !blocked: // to replace might hit the other one
 			steps = append(steps, s)
 		}
 	}
@@ -104,25 +176,31 @@ func diff(n Network, w Wanted) ([]step, error) {
 			steps = append(steps, step{verb: remove, route: have})
 		}
 	}
-	return steps, errors.Join(faults...)
+	return steps, there, err
 }
 
-// change says what a step did.
-func (n Network) change(s step) Change {
-	switch s.verb {
-	case add:
-		return Change{fmt.Sprintf("route %s added%s", n.describe(s.route), s.note)}
-	case replace:
-		return Change{fmt.Sprintf("route %s put in place of %s", n.describe(s.route), n.describe(s.old))}
+// done says what a step did; repair, that it was so before.
+func (n Network) done(s step, repair bool) string {
+	switch {
+	case s.verb == replace:
+		return fmt.Sprintf("route %s put in place of %s", n.describe(s.route), n.describe(s.old))
+	case s.verb == remove:
+		return fmt.Sprintf("route %s removed", n.describe(s.route))
+	case repair:
+		return fmt.Sprintf("route %s was gone, added again%s", n.describe(s.route), s.note)
 	default:
-		return Change{fmt.Sprintf("route %s removed", n.describe(s.route))}
+		return fmt.Sprintf("route %s added%s", n.describe(s.route), s.note)
 	}
 }
 
 // describe writes a route as ip(8) does; what is ours goes without saying.
 func (n Network) describe(r RouteInfo) string {
 	var b strings.Builder
-	if r.Type != typeUnicast {
+	switch r.Type {
+	case typeUnicast:
+	case typeUnreachable:
+		b.WriteString("unreachable ")
+	default:
 		fmt.Fprintf(&b, "(type %d) ", r.Type)
 	}
 	b.WriteString(r.Dst.String())

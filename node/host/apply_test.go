@@ -2,8 +2,6 @@ package host
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -73,7 +71,7 @@ func TestDiff(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n := Network{Links: links, Routes: c.have}
-			steps, err := diff(n, Wanted{Link: "jiji0", Routes: c.want})
+			steps, _, err := diff(n, Wanted{Link: "jiji0", Routes: c.want})
 			var got []string
 			for _, s := range steps {
 				got = append(got, s.verb.String()+" "+strings.TrimSuffix(n.describe(s.route), " metric 7"))
@@ -91,49 +89,65 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-func TestForward(t *testing.T) {
-	write := func(root, name, text string) {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
+func TestDiffClosed(t *testing.T) {
+	n := Network{Links: []LinkInfo{{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0"}, {Index: 3, Name: "jiji-br0"}, {Index: 5, Name: "jiji0"}}}
+	closed := func(dst string, link int) RouteInfo { // the kernel says lo for IPv6
+		return RouteInfo{Dst: pfx(dst), Link: link, Type: typeUnreachable, Protocol: Protocol, Table: tableMain, Metric: closedMetric}
+	}
+	older := closed("10.210.0.0/16", 0)
+	older.Metric = 9999
+	route := func(dst string, link, kind int) RouteInfo {
+		return RouteInfo{Dst: pfx(dst), Link: link, Type: kind, Protocol: 4, Table: tableMain}
+	}
+	all := []RouteInfo{closed("10.210.0.0/16", 0), closed("fdcc::/16", 1)}
+	const elsewhere = "is not ours and leads packets for the mesh out of it"
+	for _, c := range []struct {
+		name   string
+		have   []RouteInfo
+		steps  []string
+		faults []string
+	}{
+		{name: "nothing there", steps: []string{"add unreachable 10.210.0.0/16", "add unreachable fdcc::/16"}},
+		{name: "all there", have: all},
+		{name: "one gone", have: all[:1], steps: []string{"add unreachable fdcc::/16"}},
+		{name: "of an older version", have: []RouteInfo{older, all[1]}, steps: []string{"add unreachable 10.210.0.0/16", "remove unreachable 10.210.0.0/16"}},
+		{name: "of another cluster stays", have: append(slices.Clone(all), closed("10.99.0.0/16", 0))},
+		{name: "the same, not ours", have: append(slices.Clone(all), route("10.210.0.0/16", 0, typeUnreachable))},
+		{name: "containers", have: append(slices.Clone(all), route("10.210.1.0/24", 3, typeUnicast), route("10.210.1.7/32", 3, typeUnicast))},
+		{name: "wider", have: append(slices.Clone(all), route("10.0.0.0/8", 2, typeUnicast), route("0.0.0.0/0", 2, typeUnicast), route("::/0", 2, typeUnicast))},
+		{name: "on the tunnel by hand", have: append(slices.Clone(all), route("10.210.8.0/24", 5, typeUnicast))},
+		{name: "leads elsewhere", have: append(slices.Clone(all), route("10.210.128.0/17", 2, typeUnicast), route("fdcc::/16", 2, typeUnicast)),
+			faults: []string{"route 10.210.128.0/17 dev eth0 proto static metric 0 " + elsewhere, "route fdcc::/16 dev eth0 proto static metric 0 " + elsewhere}},
+		{name: "of a peer's subnet, which its own route says", have: append(slices.Clone(all), route("10.210.2.0/24", 2, typeUnicast))},
+	} {
+		for _, link := range []string{"jiji0", ""} {
+			t.Run(c.name+" "+link, func(t *testing.T) {
+				w := Wanted{Link: link, Closed: []netip.Prefix{pfx("10.210.0.0/16"), pfx("fdcc::/16")}, Subnet: pfx("10.210.1.0/24"), Routes: []Route{{Dst: pfx("10.210.2.0/24")}}}
+				n.Routes = c.have
+				steps, there, err := n.diffClosed(w)
+				var got []string
+				for _, s := range steps {
+					got = append(got, s.verb.String()+" "+n.describe(s.route))
+				}
+				if !slices.Equal(got, c.steps) && (link != "" || c.name != "on the tunnel by hand") {
+					t.Errorf("steps %q, want %q", got, c.steps)
+				}
+				adds := strings.Count(strings.Join(c.steps, " "), "add")
+				if len(there)+adds != 2 {
+					t.Errorf("there %v, want the %d others", there, 2-adds)
+				}
+				if err == nil && len(c.faults) > 0 {
+					t.Errorf("no error, want %q", c.faults)
+				}
+				if err != nil && len(c.faults) == 0 && link != "" {
+					t.Errorf("error %v", err)
+				}
+				for _, f := range c.faults {
+					if err != nil && !strings.Contains(err.Error(), f) {
+						t.Errorf("error %v, want %s", err, f)
+					}
+				}
+			})
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	read := func(root, name string) string {
-		b, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
-	const live, redirects = "proc/sys/net/ipv4/ip_forward", "proc/sys/net/ipv4/conf/jiji0/send_redirects"
-
-	root := t.TempDir()
-	write(root, live, "0\n")
-	write(root, redirects, "1\n")
-	changes, err := forward(root, "jiji0")
-	if err != nil || len(changes) != 3 {
-		t.Errorf("changes %q, error %v", changes, err)
-	}
-	if read(root, live) != "1\n" || read(root, redirects) != "0\n" || read(root, sysctlFile) != sysctlText {
-		t.Error("not all was written")
-	}
-	if changes, err := forward(root, "jiji0"); err != nil || len(changes) != 0 {
-		t.Errorf("second time: changes %q, error %v", changes, err)
-	}
-	write(root, sysctlFile, "net.ipv4.ip_forward = 0\n")
-	if changes, err := forward(root, "jiji0"); err != nil || len(changes) != 1 || read(root, sysctlFile) != sysctlText {
-		t.Errorf("file changed: changes %q, error %v", changes, err)
-	}
-	if entries, _ := os.ReadDir(filepath.Join(root, "etc/sysctl.d")); len(entries) != 1 {
-		t.Errorf("left in sysctl.d: %v", entries)
-	}
-	if err := os.Remove(filepath.Join(root, redirects)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := forward(root, "jiji0"); err == nil {
-		t.Error("no error although the interface has no sysctls")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/acidtib/jiji-node/node/host/journal"
 )
 
 func init() { runtime.LockOSThread() } // keeps tests, and their namespaces, off the main thread
@@ -85,9 +88,19 @@ func words(changes []Change) (out []string) {
 	return out
 }
 
-func mustApply(t *testing.T, w Wanted, want ...string) {
+// newKeeper returns one with a journal of its own.
+func newKeeper(t *testing.T) *Keeper {
 	t.Helper()
-	got, err := Apply(w)
+	j, err := journal.Open(filepath.Join(t.TempDir(), journal.FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewKeeper(j)
+}
+
+func mustApply(t *testing.T, k *Keeper, w Wanted, want ...string) {
+	t.Helper()
+	got, err := k.Apply(w, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +111,7 @@ func mustApply(t *testing.T, w Wanted, want ...string) {
 
 func TestApply(t *testing.T) {
 	namespace(t)
+	k := newKeeper(t)
 	ip(t,
 		"link add jiji0 type veth peer name far0", "link set far0 up", "link set jiji0 up mtu 1440",
 		"addr add 10.210.1.1/32 dev jiji0", "addr add fdcc:1::1/128 dev jiji0 nodad",
@@ -108,40 +122,40 @@ func TestApply(t *testing.T) {
 		{Dst: netip.MustParsePrefix("10.210.3.0/24"), Src: netip.MustParseAddr("10.210.1.1"), MTU: 1300},
 		{Dst: netip.MustParsePrefix("fdcc:2::2/128"), Src: netip.MustParseAddr("fdcc:1::1"), MTU: 1300},
 	}}
-	mustApply(t, w,
+	mustApply(t, k, w,
 		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 added",
 		"route 10.210.3.0/24 dev jiji0 src 10.210.1.1 mtu 1300 added",
 		"route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 added",
 		"net.ipv4.ip_forward set to 1, was 0",
-		"/etc/sysctl.d/90-jiji.conf written: net.ipv4.ip_forward=1 after a boot",
+		"/etc/sysctl.d/90-jiji.conf written",
 		"net.ipv4.conf.jiji0.send_redirects set to 0, was 1",
 	)
-	mustApply(t, w)
+	mustApply(t, k, w)
 	if got := ip(t, "route show proto 86"); strings.Count(got, "\n") != 2 {
 		t.Errorf("ip route show proto 86:\n%s", got)
 	}
 
 	ip(t, "route del 10.210.2.0/24")
 	ip(t, "-6 route del fdcc:2::2/128")
-	mustApply(t, w,
-		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 added",
-		"route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 added",
+	mustApply(t, k, w,
+		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 was gone, added again",
+		"route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 was gone, added again",
 	)
 	ip(t, "route change 10.210.2.0/24 dev jiji0 proto static", "-6 route change fdcc:2::2/128 dev jiji0 proto 86 mtu 1400")
-	mustApply(t, w,
+	mustApply(t, k, w,
 		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 put in place of 10.210.2.0/24 dev jiji0 proto static metric 0",
 		"route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 put in place of fdcc:2::2/128 dev jiji0 mtu 1400",
 	)
-	mustApply(t, w)
+	mustApply(t, k, w)
 
 	// What others have on our link or elsewhere stays, with one of ours taken back.
 	ip(t, "route add 10.99.0.0/16 dev jiji0", "route add 10.98.0.0/16 dev eth1 proto 86")
 	w.Routes = w.Routes[:2]
-	mustApply(t, w, "route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 removed")
+	mustApply(t, k, w, "route fdcc:2::2/128 dev jiji0 src fdcc:1::1 mtu 1300 removed")
 	if got := ip(t, "route show"); !strings.Contains(got, "10.99.0.0/16 dev jiji0") || !strings.Contains(got, "10.98.0.0/16 dev eth1") {
 		t.Errorf("ip route show:\n%s", got)
 	}
-	mustApply(t, Wanted{Link: "jiji0"},
+	mustApply(t, k, Wanted{Link: "jiji0"},
 		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 removed",
 		"route 10.210.3.0/24 dev jiji0 src 10.210.1.1 mtu 1300 removed",
 	)
@@ -149,6 +163,7 @@ func TestApply(t *testing.T) {
 
 func TestApplyKeepsForeignRoutes(t *testing.T) {
 	namespace(t)
+	k := newKeeper(t)
 	ip(t,
 		"link add jiji0 type veth peer name far0", "link set far0 up", "link set jiji0 up",
 		"link add eth1 type veth peer name far1", "link set far1 up", "link set eth1 up", "addr add 192.168.7.1/24 dev eth1",
@@ -161,7 +176,7 @@ func TestApplyKeepsForeignRoutes(t *testing.T) {
 		{Dst: netip.MustParsePrefix("10.210.3.0/24")},
 		{Dst: netip.MustParsePrefix("fdcc:2::2/128")},
 	}}
-	got, err := Apply(w)
+	got, err := k.Apply(w, false)
 	want := []string{
 		"route 10.210.3.0/24 dev jiji0 added, ahead of 10.210.3.0/24 via 192.168.7.9 dev eth1 proto boot metric 50",
 		"route fdcc:2::2/128 dev jiji0 added",
@@ -181,11 +196,12 @@ func TestApplyKeepsForeignRoutes(t *testing.T) {
 		t.Errorf("foreign routes are gone:\n%s", got)
 	}
 	ip(t, "route del 10.210.2.0/24", "-6 route del fdcc:2::2/128 dev eth1")
-	mustApply(t, w, "route 10.210.2.0/24 dev jiji0 added")
+	mustApply(t, k, w, "route 10.210.2.0/24 dev jiji0 added")
 }
 
 func TestApplyWhereNothingCanBeWritten(t *testing.T) {
 	namespace(t)
+	k := newKeeper(t)
 	ip(t, "link add jiji0 type veth peer name far0")
 	if err := os.Mkdir("/etc/sysctl.d", 0o755); err != nil {
 		t.Fatal(err)
@@ -200,7 +216,7 @@ func TestApplyWhereNothingCanBeWritten(t *testing.T) {
 	}
 	w := Wanted{Link: "jiji0", Forwarding: true}
 	want := "net.ipv4.ip_forward is 0, expected 1, and cannot be set here (run `sysctl -w net.ipv4.ip_forward=1` on the host): open /proc/sys/net/ipv4/ip_forward: read-only file system"
-	if _, err := Apply(w); err == nil || err.Error() != want {
+	if _, err := k.Apply(w, false); err == nil || err.Error() != want {
 		t.Errorf("error %v\nwant %s", err, want)
 	}
 	if err := unix.Unmount("/proc/sys", 0); err != nil {
@@ -212,11 +228,11 @@ func TestApplyWhereNothingCanBeWritten(t *testing.T) {
 	if _, err := os.ReadFile(sysctlFile); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("read %s: %v", sysctlFile, err)
 	}
-	mustApply(t, w, "net.ipv4.conf.jiji0.send_redirects set to 0, was 1")
+	mustApply(t, k, w, "net.ipv4.conf.jiji0.send_redirects set to 0, was 1")
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
 		t.Fatal(err)
 	}
-	mustApply(t, w, "net.ipv4.ip_forward set to 1, was 0", "net.ipv4.ip_forward=1 lasts until the next boot: open /etc/sysctl.d/90-jiji.conf.new: read-only file system")
+	mustApply(t, k, w, "net.ipv4.ip_forward set to 1, was 0", "net.ipv4.ip_forward=1 lasts until the next boot: write /etc/sysctl.d/90-jiji.conf: open /etc/sysctl.d/.90-jiji.conf.jiji-tmp: read-only file system")
 }
 
 func TestObserveMachine(t *testing.T) {
@@ -232,7 +248,7 @@ func TestObserveMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.TUN != nil || !f.NetAdmin || f.IPv6Off != "" || f.LinkOwner != "" || f.Binds != nil || f.Sockets != nil {
+	if f.TUN != nil || !f.can(capNetAdmin) || f.IPv6Off != "" || len(f.TUNOwners) != 0 || f.Binds != nil || f.Sockets != nil {
 		t.Errorf("facts %+v", f)
 	}
 	expect(t, Check(f, w), finding{KindInterface, "as a TUN device of an unknown process or of none"})
@@ -271,7 +287,7 @@ func TestObserveMachine(t *testing.T) {
 	if f, err = Observe(Want{Link: "jiji9"}); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, Check(f, Want{Link: "jiji9"}), finding{KindIPv6, "net.ipv6.conf.all.disable_ipv6=1"})
+	expect(t, Check(f, Want{Link: "jiji9"}), finding{KindIPv6, "degraded|net.ipv6.conf.all.disable_ipv6=1"})
 }
 
 func TestSocketGroups(t *testing.T) {
@@ -314,8 +330,8 @@ func TestSocketGroups(t *testing.T) {
 
 func TestApplyWithoutLink(t *testing.T) {
 	namespace(t)
-	_, err := Apply(Wanted{Link: "jiji0"})
-	if err == nil || err.Error() != "set routes: interface jiji0 does not exist" {
+	_, err := newKeeper(t).Apply(Wanted{Link: "jiji0"}, false)
+	if !errors.Is(err, ErrNoLink) || err.Error() != "set routes: jiji0: interface does not exist" {
 		t.Errorf("error %v", err)
 	}
 }
@@ -351,8 +367,8 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	subscriptions := 0
-	err := watch(ctx, func() (*nl.NetlinkSocket, error) {
-		s, err := subscribe()
+	err := watch(ctx, []subscribe{func() (*nl.NetlinkSocket, error) {
+		s, err := subscribeRoute()
 		if subscriptions++; subscriptions > 1 || err != nil {
 			return s, err
 		}
@@ -363,7 +379,7 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 			ip(t, "link add d0 type bridge", "link del d0")
 		}
 		return s, nil // its first receive is ENOBUFS
-	}, cancel)
+	}}, cancel)
 	if err != nil || subscriptions != 2 || errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		t.Errorf("error %v, %d subscriptions, want 2; %v", err, subscriptions, ctx.Err())
 	}
@@ -435,7 +451,7 @@ func TestObserveNamesOwners(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := Check(Facts{Network: f.Network, NetAdmin: f.NetAdmin, Binds: f.Binds, Sockets: f.Sockets}, Want{})
+			got := Check(Facts{Network: f.Network, Capabilities: f.Capabilities, Binds: f.Binds, Sockets: f.Sockets}, Want{})
 			for i := range c.want {
 				c.want[i] = strings.Replace(c.want[i], "%s", fmt.Sprintf("host.test (pid %d", pid), 1)
 			}

@@ -13,8 +13,7 @@ var errLinux = errors.New("the network of this machine can be read and set only 
 // ReadNetwork observes the machine's links and routes.
 func ReadNetwork() (Network, error) { return Network{}, errLinux }
 
-// Apply brings the machine to a wanted state.
-func Apply(Wanted) ([]Change, error) { return nil, errLinux }
+func (step) do() error { return errLinux }
 
 // Watch calls changed whenever interfaces, addresses or routes change.
 func Watch(context.Context, func()) error { return errLinux }

@@ -17,8 +17,10 @@ const Protocol = 86
 // What rtnetlink(7) calls them; defined here so that pure code builds anywhere.
 const (
 	protoKernel = 2   // a route that came with an address
-	typeUnicast = 1   // a route that packets leave by; not unreachable, blackhole, ...
+	typeUnicast = 1   // a route that packets leave by
 	tableMain   = 254 // the table of `ip route show`
+
+	typeUnreachable = 7 // a route that packets end at, and their sender is told
 )
 
 // A Network is the machine's links and routes, as observed at one instant.

@@ -18,17 +18,20 @@ type Kind string
 const (
 	KindTUN       Kind = "tun"       // no TUN device
 	KindPrivilege Kind = "privilege" // a capability is missing
+	KindNode      Kind = "node"      // another node runs on this machine
+	KindUnit      Kind = "unit"      // a unit does, or will do, what is the node's
 	KindInterface Kind = "interface" // the interface's name is taken
 	KindPort      Kind = "port"      // a port is taken
 	KindOverlap   Kind = "overlap"   // somebody else uses addresses of the mesh
+	KindRPFilter  Kind = "rp_filter" // what comes in by an uplink is dropped
 	KindIPv6      Kind = "ipv6"      // no IPv6
 )
 
 // A Problem is one thing that stands in the way of a start.
 type Problem struct {
-	Kind     Kind
-	Degraded bool   // the node can run without it
-	Text     string // one line: thing, value, expected, what to do
+	Kind     Kind   `json:"kind"`
+	Degraded bool   `json:"degraded"` // the node can run without it
+	Text     string `json:"text"`     // one line: thing, value, expected, what to do
 }
 
 func (p Problem) Error() string { return p.Text }
@@ -41,17 +44,24 @@ type Want struct {
 	DNSPort     uint16       // UDP and TCP; 0: none
 	Cluster     netip.Prefix // zero: not known yet
 	Subnet      netip.Prefix // this server's /24; zero: none yet
+	Socket      string       // path of the control socket; "": none
+	Own         int          // process of this very node, which runs already: what it holds is no obstacle; 0: none
 }
 
 // Facts are what Check judges, as observed at one instant.
 type Facts struct {
 	Network
-	TUN       error    // why /dev/net/tun does not open; nil if it does
-	NetAdmin  bool     // CAP_NET_ADMIN is held
-	IPv6Off   string   // why there is no IPv6: "net.ipv6.conf.all.disable_ipv6=1"; empty if there is
-	LinkOwner string   // the process behind a TUN device named Want.Link; empty if unknown or none
-	Binds     []Bind   // what Want needs, each tried
-	Sockets   []Socket // that hold a port of a Bind which failed
+	TUN          error             // why /dev/net/tun does not open; nil if it does
+	Capabilities uint64            // in effect, as bits of their numbers in capabilities(7)
+	IPv6Off      string            // why there is no IPv6: "net.ipv6.conf.all.disable_ipv6=1"; empty if there is
+	RPFilter     map[string]int    // net.ipv4.conf.*.rp_filter, by interface or "all"
+	TUNOwners    map[string]string // processes behind the TUN devices that are named Want.Link or have mesh addresses; empty if unknown or none
+	Binds        []Bind            // what Want needs, each tried
+	Sockets      []Socket          // that hold a port of a Bind which failed
+	SocketOwner  string            // the process that answers on Want.Socket; empty if none does
+	Own          string            // Want.Own, in the words of the other owners; empty if none
+	Units        []Unit            // those of rivals that are active or enabled
+	Engines      []EngineNetwork   // the networks that container engines know
 }
 
 // A Bind is an attempt to hold an address, given up at once.
@@ -61,73 +71,163 @@ type Bind struct {
 	Err   error // nil if it could be had
 }
 
-// Check returns all that stands in the way of w. It does no I/O.
+// Of include/uapi/linux/capability.h.
+const (
+	capNetBindService = 10
+	capNetAdmin       = 12
+	capNetRaw         = 13
+)
+
+func (f Facts) can(capability int) bool { return f.Capabilities>>capability&1 != 0 }
+
+// Check returns all that stands in the way of w. It does no I/O. What one
+// remedy ends is one problem: who stops another node has its ports, too.
 func Check(f Facts, w Want) []Problem {
-	var ps []Problem
-	report := func(k Kind, format string, args ...any) {
-		ps = append(ps, Problem{Kind: k, Degraded: k == KindIPv6, Text: fmt.Sprintf(format, args...)})
-	}
-
-	if !f.NetAdmin {
-		report(KindPrivilege, "capability CAP_NET_ADMIN is missing, expected for setting up %s: run as root, or with --cap-add NET_ADMIN in a container", w.Link)
-	}
-	switch {
-	case f.TUN == nil:
-	case errors.Is(f.TUN, fs.ErrPermission):
-		report(KindTUN, "%v: expected a TUN device that opens for reading and writing: run as root, or with --device /dev/net/tun in a container", f.TUN)
-	default:
-		report(KindTUN, "%v: expected a TUN device: run `modprobe tun`, or with --device /dev/net/tun in a container", f.TUN)
-	}
-	if l, ok := f.link(w.Link); ok {
-		report(KindInterface, "%s", f.linkTaken(l))
-	}
-	f.checkBinds(w, report)
-	f.checkOverlaps(w, report)
+	c := checker{Facts: f, Want: w, nodes: map[string][]string{}}
+	c.checkPrivileges()
+	c.checkNodes()
+	c.checkUnits()
+	c.checkLink()
+	c.checkBinds()
+	c.checkOverlaps()
+	c.checkRPFilter()
 	if f.IPv6Off != "" {
-		report(KindIPv6, "IPv6 is off (%s), expected on: the node runs without a management address", f.IPv6Off)
+		c.warn(KindIPv6, "IPv6 is off (%s), expected on: the node runs without a management address", f.IPv6Off)
 	}
-	return ps
+	return c.problems
 }
 
-func (f Facts) linkTaken(l LinkInfo) string {
+// A checker is one Check under way.
+type checker struct {
+	Facts
+	Want     Want
+	nodes    map[string][]string // other nodes, by process, and what each holds
+	problems []Problem
+}
+
+func (c *checker) refuse(k Kind, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Kind: k, Text: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) warn(k Kind, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Kind: k, Degraded: true, Text: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) checkPrivileges() {
+	if !c.can(capNetAdmin) {
+		c.refuse(KindPrivilege, "capability CAP_NET_ADMIN is missing, expected for setting up %s: run as root, or with --cap-add NET_ADMIN in a container", c.Want.Link)
+	}
+	if !c.can(capNetRaw) {
+		c.warn(KindPrivilege, "capability CAP_NET_RAW is missing, expected for `jiji-node ping`, which cannot send without it: run as root, or with --cap-add NET_RAW in a container")
+	}
 	switch {
-	case l.Kind == "wireguard":
-		return fmt.Sprintf("interface %s exists already, as a kernel WireGuard interface: expected none of this name: take it down (`wg-quick down %s`, or `ip link delete %s`) or choose another name with --interface", l.Name, l.Name, l.Name)
-	case l.Kind == "tuntap" && f.LinkOwner != "":
-		return fmt.Sprintf("interface %s exists already, as a TUN device of %s: expected none of this name: stop that process or choose another name with --interface", l.Name, f.LinkOwner)
-	case l.Kind == "tuntap":
-		return fmt.Sprintf("interface %s exists already, as a TUN device of an unknown process or of none: expected none of this name: stop that process, or run `ip link delete %s`, or choose another name with --interface", l.Name, l.Name)
+	case c.TUN == nil:
+	case errors.Is(c.TUN, fs.ErrPermission):
+		c.refuse(KindTUN, "%v: expected a TUN device that opens for reading and writing: run as root, or with --device /dev/net/tun in a container", c.TUN)
+	default:
+		c.refuse(KindTUN, "%v: expected a TUN device: run `modprobe tun`, or with --device /dev/net/tun in a container", c.TUN)
 	}
-	return fmt.Sprintf("interface %s exists already, of type %s: expected none of this name: run `ip link delete %s` or choose another name with --interface", l.Name, l.Kind, l.Name)
 }
 
-func (f Facts) checkBinds(w Want, report func(Kind, string, ...any)) {
+// checkNodes finds other nodes by what they hold of Want.
+func (c *checker) checkNodes() {
+	var found []string
+	holds := func(owner, what string) {
+		if owner == c.Own || owner != c.SocketOwner && !strings.HasPrefix(owner, "jiji-node (pid ") {
+			return
+		}
+		if _, known := c.nodes[owner]; !known {
+			found = append(found, owner)
+		}
+		if !slices.Contains(c.nodes[owner], what) {
+			c.nodes[owner] = append(c.nodes[owner], what)
+		}
+	}
+	if c.SocketOwner != "" {
+		holds(c.SocketOwner, "control socket "+c.Want.Socket)
+	}
+	for _, l := range c.Links {
+		if owner := c.TUNOwners[l.Name]; owner != "" {
+			holds(owner, "interface "+l.Name)
+		}
+	}
+	for _, b := range c.Binds {
+		if s, ok := holder(b, c.Sockets); ok && errors.Is(b.Err, syscall.EADDRINUSE) {
+			holds(c.owner(s), b.port())
+		}
+	}
+	for _, owner := range found {
+		c.refuse(KindNode, "%s is another node on this machine and holds %s, expected none beside this one, whose state directory is another: stop that process", owner, strings.Join(c.nodes[owner], ", "))
+	}
+}
+
+// accounted reports whether what owner holds needs no problem of its own.
+func (c *checker) accounted(owner string) bool {
+	if owner == "" {
+		return false
+	}
+	_, node := c.nodes[owner]
+	return node || owner == c.Own || slices.ContainsFunc(c.Units, func(u Unit) bool {
+		return u.Active && (strings.Contains(owner, u.Name) || u.Name == wgQuick(c.Want.Link) && owner == kernelWireGuard+c.Want.Link)
+	})
+}
+
+func (c *checker) checkLink() {
+	l, ok := c.link(c.Want.Link)
+	owner := c.TUNOwners[l.Name]
+	switch {
+	case !ok, c.accounted(owner), l.Kind == "wireguard" && c.accounted(kernelWireGuard+l.Name):
+	case l.Kind == "wireguard":
+		c.refuse(KindInterface, "interface %s exists already, as a kernel WireGuard interface: expected none of this name: take it down (`wg-quick down %s`, or `ip link delete %s`) or choose another name with --interface", l.Name, l.Name, l.Name)
+	case l.Kind == "tuntap" && owner != "":
+		c.refuse(KindInterface, "interface %s exists already, as a TUN device of %s: expected none of this name: stop that process or choose another name with --interface", l.Name, owner)
+	case l.Kind == "tuntap":
+		c.refuse(KindInterface, "interface %s exists already, as a TUN device of an unknown process or of none: expected none of this name: stop that process, or run `ip link delete %s`, or choose another name with --interface", l.Name, l.Name)
+	default:
+		c.refuse(KindInterface, "interface %s exists already, of type %s: expected none of this name: run `ip link delete %s` or choose another name with --interface", l.Name, l.Kind, l.Name)
+	}
+}
+
+// port names what b is for: "port 53/udp on 10.210.0.1".
+func (b Bind) port() string {
+	if b.Local.Addr().IsUnspecified() {
+		return fmt.Sprintf("port %d/%s", b.Local.Port(), b.Proto)
+	}
+	return fmt.Sprintf("port %d/%s on %s", b.Local.Port(), b.Proto, b.Local.Addr())
+}
+
+func (c *checker) checkBinds() {
 	said := map[string]bool{} // IPv4 and IPv6 of one port are one problem, if of one owner
-	for _, b := range f.Binds {
-		port, setting := fmt.Sprintf("port %d/%s", b.Local.Port(), b.Proto), "--listen-port"
+	var denied []string
+	for _, b := range c.Binds {
+		setting := "--listen-port"
 		if !b.Local.Addr().IsUnspecified() {
-			port, setting = port+" on "+b.Local.Addr().String(), "--dns-port"
+			setting = "--dns-port"
 		}
 		switch {
 		case b.Err == nil:
 		case errors.Is(b.Err, syscall.EADDRINUSE):
 			owner, at := "somebody who cannot be named from here", ""
-			if s, ok := holder(b, f.Sockets); ok {
-				owner, at = f.owner(s), fmt.Sprintf(" (%s)", s.Local)
+			if s, ok := holder(b, c.Sockets); ok {
+				owner, at = c.owner(s), fmt.Sprintf(" (%s)", s.Local)
 			}
-			if owner == f.LinkOwner { // another node, which was named for its interface
-				continue
-			}
-			if text := port + owner; !said[text] {
+			if text := b.port() + owner; !said[text] && !c.accounted(owner) {
 				said[text] = true
-				report(KindPort, "%s is taken by %s%s, expected free: stop what holds it, or choose another port with %s", port, owner, at, setting)
+				c.refuse(KindPort, "%s is taken by %s%s, expected free: stop what holds it, or choose another port with %s", b.port(), owner, at, setting)
+			}
+		case errors.Is(b.Err, fs.ErrPermission) && c.can(capNetBindService):
+			if !said[b.port()] {
+				said[b.port()] = true
+				c.refuse(KindPort, "%s cannot be listened on though CAP_NET_BIND_SERVICE is there: %v: expected that nothing forbids it: look for a rule of SELinux or AppArmor, or choose another port with %s", b.port(), b.Err, setting)
 			}
 		case errors.Is(b.Err, fs.ErrPermission):
-			if !said[port] {
-				said[port] = true
-				report(KindPrivilege, "%s cannot be listened on: %v: expected capability CAP_NET_BIND_SERVICE: run as root, or with --cap-add NET_BIND_SERVICE in a container", port, b.Err)
+			if !slices.Contains(denied, b.port()) {
+				denied = append(denied, b.port())
 			}
 		}
+	}
+	if len(denied) > 0 {
+		c.refuse(KindPrivilege, "capability CAP_NET_BIND_SERVICE is missing, expected for listening on %s: run as root, or with --cap-add NET_BIND_SERVICE in a container, or choose ports from 1024 up", strings.Join(denied, ", "))
 	}
 }
 
@@ -161,6 +261,8 @@ func holder(b Bind, sockets []Socket) (Socket, bool) {
 	return best, least < 4
 }
 
+const kernelWireGuard = "kernel WireGuard interface " // and its name: an owner that is no process
+
 // owner names who holds s.
 func (f Facts) owner(s Socket) string {
 	if s.Owner != "" {
@@ -178,55 +280,84 @@ func (f Facts) owner(s Socket) string {
 	if len(names) == 0 || s.Proto != "udp" {
 		return "the kernel"
 	}
-	return "kernel WireGuard interface " + strings.Join(names, " or ")
+	return kernelWireGuard + strings.Join(names, " or ")
 }
 
-func (f Facts) checkOverlaps(w Want, report func(Kind, string, ...any)) {
-	if w.Cluster.IsValid() {
-		if found := f.overlaps(w, w.Cluster); len(found) > 0 {
-			free := "one that nothing here uses"
-			if p := FreeCluster(f.used()); p.IsValid() {
-				free = p.String()
-			}
-			report(KindOverlap, "cluster CIDR %v overlaps %s, which is not ours: expected a range of its own: choose another with --cluster-cidr or JIJI_CLUSTER_CIDR, such as %s",
-				w.Cluster, list(found), free)
+func (c *checker) checkOverlaps() {
+	if cluster := c.Want.Cluster; cluster.IsValid() {
+		found, remove := c.overlaps(cluster)
+		free := "one that nothing here uses"
+		if p := FreeCluster(c.used()); p.IsValid() {
+			free = p.String()
+		}
+		switch {
+		case len(found) == 0:
+		case len(remove) > 0:
+			c.refuse(KindOverlap, "cluster CIDR %v overlaps %s, which is not ours: expected a range of its own: remove that network (`%s`), or choose another range with --cluster-cidr or JIJI_CLUSTER_CIDR, such as %s",
+				cluster, list(found), strings.Join(remove, "; "), free)
+		default:
+			c.refuse(KindOverlap, "cluster CIDR %v overlaps %s, which is not ours: expected a range of its own: choose another with --cluster-cidr or JIJI_CLUSTER_CIDR, such as %s",
+				cluster, list(found), free)
 		}
 	}
-	if found := f.overlaps(w, management); len(found) > 0 {
-		report(KindOverlap, "%v, which holds the management addresses, overlaps %s, which is not ours: expected a range of its own: take that address or route away", management, list(found))
+	if found, _ := c.overlaps(management); len(found) > 0 {
+		c.refuse(KindOverlap, "%v, which holds the management addresses, overlaps %s, which is not ours: expected a range of its own: take that away", management, list(found))
 	}
 }
 
-// overlaps describes the routes and addresses within mesh that are not ours.
-func (f Facts) overlaps(w Want, mesh netip.Prefix) []string {
+// overlaps describes the routes, addresses and engines' networks within mesh
+// that are not ours; remove are commands that end the last.
+func (c *checker) overlaps(mesh netip.Prefix) (found, remove []string) {
 	ours := func(link int, p netip.Prefix) bool {
-		l, ok := f.byIndex(link)
-		if !ok || l.Name == w.Link {
+		l, ok := c.byIndex(link)
+		if !ok || l.Name == c.Want.Link || c.accounted(c.TUNOwners[l.Name]) {
 			return ok
 		}
-		gateway := netip.PrefixFrom(w.Subnet.Addr().Next(), w.Subnet.Bits())
-		return l.Kind == "bridge" && p.Masked() == w.Subnet && slices.ContainsFunc(l.Addrs, func(a AddrInfo) bool { return a.Prefix == gateway })
+		return l.Kind == "bridge" && p.Masked() == c.Want.Subnet && c.hasGateway(l)
 	}
-	var found []string
-	connected := map[RouteInfo]bool{} // by link and prefix: routes that came with an address which was named
-	for _, l := range f.Links {
+	connected := map[RouteInfo]bool{}       // by link and prefix: routes that came with an address which was named
+	networks := map[netip.Prefix]struct{}{} // that an address on a bridge has named
+	for _, l := range c.Links {
 		for _, a := range l.Addrs {
-			if counts(a.Prefix, mesh) && !ours(l.Index, a.Prefix) {
-				found = append(found, fmt.Sprintf("address %v of %s", a.Prefix, l.Name))
-				connected[RouteInfo{Link: l.Index, Dst: a.Prefix.Masked()}] = true
+			if !counts(a.Prefix, mesh) || ours(l.Index, a.Prefix) {
+				continue
 			}
+			text := fmt.Sprintf("address %v of %s", a.Prefix, l.Name)
+			for _, n := range c.Engines {
+				if n.Subnet == a.Prefix.Masked() && l.Kind == "bridge" {
+					text += ", which is " + n.String()
+					remove = append(remove, n.remove())
+					networks[n.Subnet] = struct{}{}
+					break
+				}
+			}
+			found = append(found, text)
+			connected[RouteInfo{Link: l.Index, Dst: a.Prefix.Masked()}] = true
 		}
 	}
-	for _, r := range f.Routes {
+	for _, r := range c.Routes {
 		switch {
 		case r.Type != typeUnicast || !counts(r.Dst, mesh):
 		case r.Protocol == Protocol || ours(r.Link, r.Dst):
 		case r.Protocol == protoKernel && connected[RouteInfo{Link: r.Link, Dst: r.Dst}]:
 		default:
-			found = append(found, "route "+f.describe(r))
+			found = append(found, "route "+c.describe(r))
 		}
 	}
-	return found
+	for _, n := range c.Engines {
+		if _, named := networks[n.Subnet]; named || !counts(n.Subnet, mesh) || c.isOurs(n) {
+			continue
+		}
+		found = append(found, n.String())
+		remove = append(remove, n.remove())
+	}
+	return found, remove
+}
+
+// hasGateway reports whether l is the bridge of our containers.
+func (c *checker) hasGateway(l LinkInfo) bool {
+	gateway := netip.PrefixFrom(c.Want.Subnet.Addr().Next(), c.Want.Subnet.Bits())
+	return slices.ContainsFunc(l.Addrs, func(a AddrInfo) bool { return a.Prefix == gateway })
 }
 
 // counts reports whether the use of p by others disturbs mesh. A default route
@@ -248,6 +379,9 @@ func (f Facts) used() []netip.Prefix {
 		if r.Type == typeUnicast {
 			out = append(out, r.Dst)
 		}
+	}
+	for _, n := range f.Engines {
+		out = append(out, n.Subnet)
 	}
 	return out
 }

@@ -9,31 +9,88 @@ import (
 	"os"
 	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const tunDevice = "/dev/net/tun"
 
+// patience is for what may be absent or busy: container engines and systemd.
+const patience = time.Second
+
 // Observe gathers what Check judges. It changes nothing: the ports that w needs
 // are held for an instant.
 func Observe(w Want) (Facts, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	units, engines := make(chan []Unit, 1), make(chan []EngineNetwork, 1)
+	go func() { units <- readUnits(ctx, rivalUnits(w.Link)) }()
+	go func() { engines <- readEngines(ctx) }()
+
 	n, err := ReadNetwork()
 	if err != nil {
 		return Facts{}, err
 	}
-	admin, err := netAdmin()
+	capabilities, err := readCapabilities()
 	if err != nil {
 		return Facts{}, fmt.Errorf("read capabilities: %w", err)
 	}
-	f := Facts{Network: n, TUN: openTUN(), NetAdmin: admin, IPv6Off: ipv6Off("/"), Binds: tryBinds(w)}
+	f := Facts{
+		Network: n, TUN: openTUN(), Capabilities: capabilities, IPv6Off: ipv6Off("/"), RPFilter: readRPFilter("/"),
+		TUNOwners: tunOwners(n, w), Binds: tryBinds(w), SocketOwner: socketOwner(w.Socket),
+	}
+	if w.Own != 0 {
+		f.Own = process(w.Own)
+	}
 	if f.Sockets, err = holders(f.Binds); err != nil {
 		return Facts{}, err
 	}
-	if l, ok := n.link(w.Link); ok && l.Kind == "tuntap" {
-		f.LinkOwner = tunOwner(l.Name)
-	}
+	f.Units, f.Engines = <-units, <-engines
 	return f, nil
+}
+
+// tunOwners names the processes behind the TUN devices that stand in w's way.
+func tunOwners(n Network, w Want) map[string]string {
+	owners := map[string]string{}
+	for _, l := range n.Links {
+		inMesh := func(a AddrInfo) bool {
+			return counts(a.Prefix, management) || w.Cluster.IsValid() && counts(a.Prefix, w.Cluster)
+		}
+		if l.Kind != "tuntap" || l.Name != w.Link && !slices.ContainsFunc(l.Addrs, inMesh) {
+			continue
+		}
+		if owner := tunOwner(l.Name); owner != "" {
+			owners[l.Name] = owner
+		}
+	}
+	return owners
+}
+
+// socketOwner names the process that answers on a Unix socket; empty if none does.
+func socketOwner(path string) string {
+	if path == "" {
+		return ""
+	}
+	c, err := net.DialTimeout("unix", path, patience)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return ""
+	}
+	pid := 0
+	err = raw.Control(func(fd uintptr) {
+		if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(peer.Pid)
+		}
+	})
+	if err != nil || pid == 0 { // of another pid namespace
+		return "a process that cannot be named from here"
+	}
+	return process(pid)
 }
 
 func openTUN() error {
@@ -44,13 +101,14 @@ func openTUN() error {
 	return f.Close()
 }
 
-func netAdmin() (bool, error) {
+// readCapabilities returns those in effect; it fills Facts.Capabilities.
+func readCapabilities() (uint64, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false, err
+		return 0, err
 	}
-	return data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0, nil
+	return uint64(data[0].Effective) | uint64(data[1].Effective)<<32, nil
 }
 
 // tryBinds asks the kernel for each address that w needs, for the kernel alone

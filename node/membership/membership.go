@@ -41,6 +41,10 @@ type Config struct {
 	Cluster netip.Prefix // must be the topology's if there is one; default: 10.210.0.0/16
 	Domain  string       // likewise; default: jiji
 	Log     *slog.Logger // required
+
+	// DryRun makes and writes nothing: where there is no key, one is made up.
+	// Neither Save nor any change may follow.
+	DryRun bool
 }
 
 // A Membership is open for one process at a time. Its methods may be called
@@ -59,7 +63,7 @@ type Membership struct {
 // Open reads key and topology, or makes them for a new machine. The topology
 // is written by Save only, so that a start that is refused leaves none behind.
 func Open(cfg Config) (*Membership, error) {
-	key, created, err := identity.LoadOrCreate(cfg.Dir)
+	key, created, err := loadKey(cfg)
 	if err != nil {
 		return nil, usage.Mark(err)
 	}
@@ -109,6 +113,21 @@ func Open(cfg Config) (*Membership, error) {
 	}
 	m.topo.Store(&known)
 	return m, nil
+}
+
+// loadKey reads this machine's key, or makes it.
+func loadKey(cfg Config) (key wgkey.Private, created bool, err error) {
+	if !cfg.DryRun {
+		return identity.LoadOrCreate(cfg.Dir)
+	}
+	key, err = identity.Load(cfg.Dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, false, err
+	}
+	if cfg.NetworkFile != "" {
+		return key, false, fmt.Errorf("%s: has no server with this machine's public key, for there is none yet in %s; add the entry that `jiji-node init` prints", cfg.NetworkFile, cfg.Dir)
+	}
+	return wgkey.NewPrivate(), true, nil
 }
 
 // now is the time with the precision that the topology's file keeps.

@@ -279,3 +279,33 @@ func TestFollow(t *testing.T) {
 		t.Errorf("a bad file changed the topology: %s", ids(m.Topology()))
 	}
 }
+
+func TestDryRunTouchesNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	dry := func(c *Config) { c.DryRun = true }
+	m, err := open(t, dir, dry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, created := m.Key(); !created || m.Self().Subnet.String() != "10.210.0.0/24" {
+		t.Errorf("self %+v", m.Self())
+	}
+	if _, err := open(t, dir, func(c *Config) { dry(c); c.NetworkFile = filepath.Join(t.TempDir(), "network.json") }); !usage.Is(err) || !strings.Contains(err.Error(), "`jiji-node init`") {
+		t.Errorf("somebody else's topology, and no key: %v", err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the state directory was made: %v", err)
+	}
+
+	real, err := open(t, dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := real.Key()
+	if m, err = open(t, dir, dry); err != nil {
+		t.Fatal(err)
+	}
+	if again, created := m.Key(); again != key || created {
+		t.Errorf("another key than the known one")
+	}
+}

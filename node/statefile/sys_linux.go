@@ -36,3 +36,12 @@ func syncDir(dir string) error {
 	}
 	return nil
 }
+
+// inode returns the number of f in its file system.
+func inode(f *os.File) (uint64, error) {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, err
+	}
+	return st.Ino, nil
+}

@@ -17,3 +17,5 @@ var errLocked = errors.New("locked")
 func flock(*os.File, bool) error { return nil }
 
 func syncDir(string) error { return nil }
+
+func inode(*os.File) (uint64, error) { return 0, errors.ErrUnsupported }

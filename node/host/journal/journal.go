@@ -24,11 +24,12 @@ const maxSize = 16 << 20 // bytes
 type Kind string
 
 const (
-	Sysctl    Kind = "sysctl"    // Name: net.ipv4.ip_forward
+	Sysctl    Kind = "sysctl"    // Name: its path in /proc/sys: net/ipv4/ip_forward
 	File      Kind = "file"      // Name: its path
 	Directory Kind = "directory" // Name: its path; made by us
 	Route     Kind = "route"     // Name: type and destination: unreachable 10.210.0.0/16
 	Firewall  Kind = "firewall"  // Name: the back end that was used
+	Socket    Kind = "socket"    // Name: its path; of use to a running node only
 )
 
 // A Change is one thing of the machine that was changed.
@@ -124,7 +125,7 @@ func (j *Journal) parse(data []byte) error {
 // Known reports whether this version knows what c is about.
 func (c Change) Known() bool {
 	switch c.Kind {
-	case Sysctl, File, Directory, Route, Firewall:
+	case Sysctl, File, Directory, Route, Firewall, Socket:
 		return true
 	}
 	return false

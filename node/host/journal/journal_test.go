@@ -19,7 +19,7 @@ func open(t *testing.T, path string) *Journal {
 }
 
 func sysctl(was string, set ...string) Change {
-	c := Change{Kind: Sysctl, Name: "net.ipv4.ip_forward", Was: &Value{Text: was}}
+	c := Change{Kind: Sysctl, Name: "net/ipv4/ip_forward", Was: &Value{Text: was}}
 	for _, s := range set {
 		c.Set = append(c.Set, Value{Text: s})
 	}
@@ -82,7 +82,7 @@ func TestNewerVersion(t *testing.T) {
 	path := filepath.Join(t.TempDir(), FileName)
 	const text = `{"host":"web1","changes":[
 		{"kind":"bpf","name":"program 7","was":42,"deep":{"a":[1]}},
-		{"kind":"sysctl","name":"net.ipv4.ip_forward","was":{"text":"0","owner":"x"},"set":[{"text":"1"}],"at":"2026-01-02T03:04:05Z","why":"containers"}]}`
+		{"kind":"sysctl","name":"net/ipv4/ip_forward","was":{"text":"0","owner":"x"},"set":[{"text":"1"}],"at":"2026-01-02T03:04:05Z","why":"containers"}]}`
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
