@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds one run of a program: firewalld's and ufw's are slow.
@@ -109,6 +111,9 @@ func observe() (observed, error) {
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	o := observed{variants: map[Backend][]family{}, ipv6: err == nil}
 	o.nft, o.tables, o.noNFT = readNFT()
+	if errors.Is(o.noNFT, unix.EPERM) {
+		return o, errors.New("firewall: may not be read or changed by this process: expected the capability CAP_NET_ADMIN")
+	}
 	o.ufw, o.firewallCmd = find("ufw"), find("firewall-cmd")
 
 	usual := find("iptables")
@@ -120,6 +125,9 @@ func observe() (observed, error) {
 		o.usual = version(out)
 	}
 	for _, b := range []Backend{IPTablesNFT, IPTablesLegacy} {
+		if b == IPTablesNFT && o.noNFT != nil {
+			continue // it cannot work, either
+		}
 		families := []family{{tool: "iptables"}, {tool: "ip6tables", v6: true}}
 		for i := range families {
 			f := &families[i]

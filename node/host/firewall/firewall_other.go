@@ -2,7 +2,10 @@
 
 package firewall
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 var errLinux = errors.New("firewall: can be read and set only on Linux")
 
@@ -17,3 +20,6 @@ func Remove(...string) ([]Change, error) { return nil, errLinux }
 
 // Obstacles returns the rules of others that stand in the way.
 func Obstacles(Wanted) ([]Obstacle, error) { return nil, errLinux }
+
+// Watch calls changed when the firewall changes.
+func Watch(context.Context, func()) error { return errLinux }

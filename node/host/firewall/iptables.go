@@ -23,6 +23,7 @@ var places = map[hook]place{
 	prerouting:  {table: "raw", base: "PREROUTING", chain: ours + "PREROUTING"},
 	input:       {table: "filter", base: "INPUT", chain: ours + "INPUT"},
 	forward:     {table: "filter", base: "FORWARD", chain: ours + "FORWARD", also: "DOCKER-USER"},
+	leaving:     {table: "mangle", base: "POSTROUTING", chain: ours + "LEAVING"},
 	postrouting: {table: "nat", base: "POSTROUTING", chain: ours + "POSTROUTING"},
 }
 
@@ -242,7 +243,7 @@ type chainWant struct {
 
 // wantIPTables returns our chains and jumps of one family, given what is there.
 func wantIPTables(w Wanted, v6 bool, have ruleset) (wants []chainWant) {
-	for _, h := range []hook{prerouting, input, forward, postrouting} {
+	for _, h := range []hook{prerouting, input, forward, leaving, postrouting} {
 		p := places[h]
 		var rules, jumps []string
 		for _, r := range plan(w) {
@@ -274,7 +275,7 @@ type restore struct {
 // diffIPTables returns what brings have to wants, a transaction for each table that
 // needs one. Whatever is ours and not wanted goes. tool is for the log lines.
 func diffIPTables(tool string, wants []chainWant, have ruleset) (out []restore) {
-	for _, name := range []string{"raw", "filter", "nat", "mangle", "security"} {
+	for _, name := range []string{"raw", "filter", "mangle", "nat", "security"} {
 		t := have[name]
 		if t == nil {
 			t = newTable()

@@ -25,6 +25,7 @@ var bases = []base{
 	{prerouting, "prerouting", "filter", -300},
 	{input, "input", "filter", 0},
 	{forward, "forward", "filter", 0},
+	{leaving, "leaving", "filter", 0},
 	{postrouting, "postrouting", "nat", -199},
 }
 

@@ -19,6 +19,7 @@ var hookNumbers = map[hook]*nftables.ChainHook{
 	prerouting:  nftables.ChainHookPrerouting,
 	input:       nftables.ChainHookInput,
 	forward:     nftables.ChainHookForward,
+	leaving:     nftables.ChainHookPostrouting,
 	postrouting: nftables.ChainHookPostrouting,
 }
 
@@ -163,9 +164,9 @@ func readNFT() (t kernelTable, tables []string, err error) {
 		state := chainState{base: base{hook: 255, name: c.Name, kind: string(c.Type)}}
 		if c.Hooknum != nil && c.Priority != nil {
 			state.priority = int32(*c.Priority)
-			for h, number := range hookNumbers {
-				if *number == *c.Hooknum {
-					state.hook = h
+			for _, b := range bases {
+				if b.name == c.Name && *hookNumbers[b.hook] == *c.Hooknum {
+					state.hook = b.hook
 				}
 			}
 		}

@@ -12,6 +12,7 @@ const (
 	prerouting  hook = iota // before connection tracking: iptables' raw table
 	input                   // to this machine
 	forward                 // through this machine
+	leaving                 // out of this machine, its own packets and others': iptables' mangle table
 	postrouting             // where source addresses change: iptables' nat table
 )
 
@@ -52,7 +53,7 @@ type rule struct {
 // plan returns the rules of w, in order. Each says all of its conditions, so that
 // it means the same at the head of a base chain as behind a jump.
 func plan(w Wanted) []rule {
-	return slices.Concat(w.prerouting(), w.input(), w.forward(), w.postrouting())
+	return slices.Concat(w.prerouting(), w.input(), w.forward(), w.leaving(), w.postrouting())
 }
 
 // prerouting guards the mesh's addresses on the way in. A machine answers on all of
@@ -150,6 +151,31 @@ func (w Wanted) forward() (rules []rule) {
 		both(rule{out: w.Bridge, state: redirected, do: leave, note: "published ports"})
 		both(rule{out: w.Bridge, do: drop, note: "elsewhere to containers"})
 	}
+	return rules
+}
+
+// leaving keeps what is for the mesh from going anywhere else in the clear, should
+// somebody take away the routes that see to it.
+func (w Wanted) leaving() (rules []rule) {
+	add := func(r rule) { r.hook = leaving; rules = append(rules, r) }
+	v4 := func(r rule) { r.v4 = true; add(r) }
+	v6 := func(r rule) { r.v6 = true; add(r) }
+
+	v4(rule{out: "lo", do: leave})
+	v4(rule{out: w.Link, do: leave})
+	if w.Bridge != "" {
+		v4(rule{out: w.Bridge, dst: w.Subnet, do: leave})
+	}
+	for _, f := range w.ForwardFrom {
+		if !slices.Contains(w.Uplinks, f) {
+			v4(rule{out: f, do: leave})
+		}
+	}
+	v4(rule{dst: w.Cluster, do: drop, note: "mesh destination in the clear"})
+
+	v6(rule{out: "lo", do: leave})
+	v6(rule{out: w.Link, do: leave})
+	v6(rule{dst: w.Management, do: drop, note: "mesh destination in the clear"})
 	return rules
 }
 

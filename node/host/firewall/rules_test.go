@@ -122,6 +122,18 @@ func TestPlan(t *testing.T) {
 		{"gossip from containers", plain, packet{hook: input, in: "jiji-br0", src: own, dst: gateway, proto: "udp", port: 8787}, drop},
 		{"control from containers by IPv6", plain, packet{hook: input, in: "jiji-br0", src: "fe80::1", dst: "fe80::2", proto: "tcp", port: 8786}, drop},
 
+		{"mesh destination on the uplink", plain, packet{hook: leaving, out: "eth0", src: lan, dst: remote}, drop},
+		{"own container's address on the uplink", plain, packet{hook: leaving, out: "eth0", src: lan, dst: own}, drop},
+		{"mesh destination on the bridge", plain, packet{hook: leaving, out: "jiji-br0", src: own, dst: remote}, drop},
+		{"management on the uplink", plain, packet{hook: leaving, out: "eth0", src: "2001:db8::1", dst: peer}, drop},
+		{"an uplink that may forward", uplink, packet{hook: leaving, out: "eth0", src: own, dst: remote}, drop},
+		{"a network behind another", from, packet{hook: leaving, out: "virbr0", src: own, dst: remote}, leave},
+		{"out of the tunnel", plain, packet{hook: leaving, out: "jiji0", src: own, dst: remote}, leave},
+		{"out of the tunnel by IPv6", plain, packet{hook: leaving, out: "jiji0", src: self, dst: peer}, leave},
+		{"to a container", plain, packet{hook: leaving, out: "jiji-br0", src: remote, dst: own}, leave},
+		{"to itself", plain, packet{hook: leaving, out: "lo", src: gateway, dst: gateway}, leave},
+		{"elsewhere", plain, packet{hook: leaving, out: "eth0", src: own, dst: lan}, leave},
+
 		{"container to mesh keeps its source", plain, packet{hook: postrouting, out: "jiji0", src: own, dst: remote}, keep},
 		{"so does the host", plain, packet{hook: postrouting, out: "jiji0", src: gateway, dst: remote}, keep},
 		{"so does what is relayed", hidden, packet{hook: postrouting, out: "jiji0", src: remote, dst: "10.210.3.1"}, keep},
@@ -276,7 +288,7 @@ func TestDiffNFT(t *testing.T) {
 		{"another rule", func(t *kernelTable) { t.chains[0].rules = append(t.chains[0].rules, "accept") }, []string{"had 1 rules that are not wanted"}},
 		{"another order", func(t *kernelTable) { slices.Reverse(t.chains[0].rules) }, []string{"in another order"}},
 		{"a policy", func(t *kernelTable) { t.chains[1].policyDrop = true }, []string{"chain input had another hook, priority or policy"}},
-		{"a priority", func(t *kernelTable) { t.chains[3].priority = 100 }, []string{"chain postrouting had another hook, priority or policy"}},
+		{"a priority", func(t *kernelTable) { t.chains[4].priority = 100 }, []string{"chain postrouting had another hook, priority or policy"}},
 		{"another chain", func(t *kernelTable) { t.chains = append(t.chains, chainState{base: base{name: "x"}}) }, []string{"chain x removed"}},
 		{"dormant", func(t *kernelTable) { t.dormant = true }, []string{"was dormant"}},
 	} {
