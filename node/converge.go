@@ -24,8 +24,8 @@ const (
 
 // converge applies the plan that follows from all that is known now. Applying
 // twice is harmless, so whatever fails is tried again with the next news. The
-// plan and the zone are made anew only if fresh, or if the paths to peers changed. What another program fights
-// over is put back only if regular.
+// plan and the zone are made anew only if fresh, or if the underlay changed. What
+// another program fights over is put back only if regular.
 func (n *Node) converge(fresh, regular bool) error {
 	t := n.tunnel.Load()
 	var err error
@@ -163,7 +163,7 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 	tooLarge := n.tooLarge()
 	retry := n.retry()
 	for {
-		fresh, regular := true, false
+		fresh, regular, guard := true, false, false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -197,10 +197,13 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 			if err := n.classes.Refresh(); err != nil {
 				n.log.Error("interfaces not classified", "err", err)
 			}
+		case <-n.firewallChanged:
+			fresh, guard = n.faulty(), true
 		case <-tick.C:
 			regular = true
 		case <-retry:
 		}
+		n.guard(guard, regular)
 		n.settle(n.reopen(ctx, g, regular), fresh, regular)
 		retry = n.retry()
 	}

@@ -16,9 +16,9 @@ import (
 )
 
 // Down takes back what a node that runs no more changed on this machine,
-// however it ended. Failing that is told in the result; the error is that
+// however it ended; link was its interface. Failing that is told in the result; the error is that
 // nothing was done.
-func Down(stateDir string) (control.Undone, error) {
+func Down(stateDir, link string) (control.Undone, error) {
 	if _, err := os.Stat(stateDir); err == nil { // without one a node has run elsewhere, or never
 		lock, err := statefile.LockDir(stateDir)
 		if err != nil {
@@ -26,16 +26,16 @@ func Down(stateDir string) (control.Undone, error) {
 		}
 		defer lock.Close()
 	}
-	return downLocked(stateDir)
+	return downLocked(stateDir, link)
 }
 
-func downLocked(stateDir string) (control.Undone, error) {
+func downLocked(stateDir, link string) (control.Undone, error) {
 	path := filepath.Join(stateDir, journal.FileName)
 	undo, err := journal.Open(path)
 	var corrupt *journal.CorruptError
 	switch {
 	case errors.As(err, &corrupt):
-		u := undone(host.NewKeeper(nil).Undo(host.Engines))
+		u := undone(host.NewKeeper(nil).Undo(host.Engines, link, containerBridge))
 		aside := path + ".damaged"
 		if rerr := os.Rename(path, aside); rerr != nil {
 			return u, errors.Join(err, rerr)
@@ -45,7 +45,7 @@ func downLocked(stateDir string) (control.Undone, error) {
 	case err != nil:
 		return control.Undone{}, err
 	}
-	return undone(host.NewKeeper(undo).Undo(host.Engines)), nil
+	return undone(host.NewKeeper(undo).Undo(host.Engines, link, containerBridge)), nil
 }
 
 // undone is u in the API's terms, with err, a line for each fault.
@@ -81,7 +81,7 @@ func (n api) Down(ctx context.Context) (control.Undone, error) {
 func (n *Node) takeDown() control.Undone {
 	n.log.Info("going down: taking the network off the host")
 	cerr := n.closeTunnel()
-	u, err := n.keeper.Undo(host.Engines)
+	u, err := n.keeper.Undo(host.Engines, n.cfg.Interface, containerBridge)
 	c := undone(u, errors.Join(cerr, err))
 	if cerr == nil {
 		c.Undone = append([]string{fmt.Sprintf("interface %s removed", n.cfg.Interface)}, c.Undone...)
@@ -118,16 +118,16 @@ func State(stateDir string) (files []string, err error) {
 
 // Uninstall is Down, and removes the node's files with their directory, unless
 // somebody else has files there, or something could not be taken back.
-func Uninstall(stateDir string) (control.Undone, error) {
+func Uninstall(stateDir, link string) (control.Undone, error) {
 	if _, err := os.Stat(stateDir); errors.Is(err, fs.ErrNotExist) {
-		return Down(stateDir)
+		return Down(stateDir, link)
 	}
 	lock, err := statefile.LockDir(stateDir)
 	if err != nil {
 		return control.Undone{}, err
 	}
 	defer lock.Close()
-	u, err := downLocked(stateDir)
+	u, err := downLocked(stateDir, link)
 	if err != nil || len(u.Failed) > 0 {
 		return u, err
 	}

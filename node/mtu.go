@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"github.com/acidtib/jiji-node/node/host"
@@ -16,9 +17,11 @@ const (
 	minMTU6    = 1280            // of IPv6 (RFC 8200, section 5)
 )
 
-// An underlay is what carries the tunnel, as last observed. It is the converge
-// loop's alone.
+// An underlay is what carries the tunnel, as last observed.
 type underlay struct {
+	tight atomic.Pointer[string] // why the uplinks leave too little for the tunnel's MTU; nil or "" if they do not
+
+	// The rest is the converge loop's alone.
 	smallest int                  // MTU of the smallest uplink; 0: none was there yet
 	ipv6     bool                 // whether peers may have to be reached in IPv6
 	peers    map[wgkey.Public]int // MTU of each peer of the device; 0: the tunnel's
@@ -27,10 +30,10 @@ type underlay struct {
 // followUnderlay adapts the tunnel to what carries it, and reports whether the plan
 // has to be adapted, too.
 func (n *Node) followUnderlay(t *tunnel.Tunnel) (changed bool, err error) {
-	before := n.underlay
+	smallest, ipv6 := n.underlay.smallest, n.underlay.ipv6
 	err = n.followUplinks(t)
 	changed, perr := n.followPaths(t)
-	changed = changed || n.underlay.smallest != before.smallest || n.underlay.ipv6 != before.ipv6
+	changed = changed || n.underlay.smallest != smallest || n.underlay.ipv6 != ipv6
 	return changed, ignoreClosed(errors.Join(err, perr))
 }
 
@@ -65,7 +68,7 @@ func (n *Node) noteTight(problem error) {
 	if problem != nil {
 		text = problem.Error()
 	}
-	was := n.tight.Swap(&text)
+	was := n.underlay.tight.Swap(&text)
 	switch {
 	case text != "" && (was == nil || *was != text):
 		n.log.Warn("mtu kept", "problem", text)

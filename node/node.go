@@ -23,6 +23,7 @@ import (
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/host/firewall"
 	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/membership"
@@ -46,11 +47,13 @@ type Config struct {
 	Cluster   netip.Prefix
 	Domain    string
 
-	Interface  string           // required
-	ListenPort uint16           // WireGuard's UDP port, required
-	DNSPort    uint16           // required
-	MTU        int              // of the interface; 0: from the underlay
-	Upstreams  []netip.AddrPort // for names outside the mesh; none: the host's own
+	Interface   string           // required
+	ForwardFrom []string         // interfaces that may forward into the mesh and out of it
+	Masquerade  bool             // others see the WireGuard IP in place of the containers' addresses
+	ListenPort  uint16           // WireGuard's UDP port, required
+	DNSPort     uint16           // required
+	MTU         int              // of the interface; 0: from the underlay
+	Upstreams   []netip.AddrPort // for names outside the mesh; none: the host's own
 
 	Version  string            // of this program
 	Settings []control.Setting // what `config show` prints
@@ -73,31 +76,33 @@ type Node struct {
 	upstreams func() []netip.AddrPort
 	classes   *host.Classes
 	mtu       atomic.Int32 // of the tunnel
+	underlay  underlay
 	ipv6      bool
 
-	hostChanged chan struct{}
-	downs       chan chan<- control.Undone // requests to take the network off the host
-	lost        chan error                 // how the tunnel ended
-	names       atomic.Int64               // in the zone
-	tight       atomic.Pointer[string]     // why the uplinks leave too little for the tunnel's MTU; "" if they do not
-	fault       atomic.Pointer[string]     // why the plan is not applied whole; "" if it is
-	fights      atomic.Pointer[[]string]   // with other programs, one line each
+	hostChanged     chan struct{}
+	firewallChanged chan struct{}
+	downs           chan chan<- control.Undone // requests to take the network off the host
+	lost            chan error                 // how the tunnel ended
+	names           atomic.Int64               // in the zone
+	fault           atomic.Pointer[string]     // why the plan is not applied whole; "" if it is
+	fights          atomic.Pointer[[]string]   // with other programs, one line each
+	unguarded       atomic.Pointer[[]string]   // what the firewall does not do as wanted, one line each
 
 	mu       sync.Mutex
 	degraded []string // what the node does without, one line each; guarded by mu
 
 	// The rest is the converge loop's alone.
-	keeper   *host.Keeper
-	plan     plan
-	serial   uint32 // of the zone
-	underlay underlay
+	keeper  *host.Keeper
+	plan    plan
+	guarded firewall.Wanted // what the firewall was last brought to
+	serial  uint32          // of the zone
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
 // error that the configuration is to blame for is marked by package usage.
 func Run(ctx context.Context, cfg Config) (err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
-		hostChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
+		hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)
@@ -151,6 +156,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := n.failClosed(); err != nil {
 		return err
 	}
+	n.guard(true, true)
 	t, err := n.openTunnel()
 	if err != nil {
 		return err
@@ -192,6 +198,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return n.members.Follow(ctx) })
 	g.Go(func() error { return followUpstreams(ctx) })
 	g.Go(func() error { return host.Watch(ctx, n.onHost) })
+	g.Go(func() error { return n.watchFirewall(ctx) })
 	g.Go(func() error { return control.Serve(ctx, socket, n.api(), n.log) })
 	n.serveTunnel(ctx, g)
 	g.Go(func() error { return n.convergeLoop(ctx, g) })
@@ -304,10 +311,12 @@ func (n *Node) warnings() []string {
 	n.mu.Lock()
 	lines := append([]string{}, n.degraded...)
 	n.mu.Unlock()
-	if fights := n.fights.Load(); fights != nil {
-		lines = append(lines, *fights...)
+	for _, more := range []*[]string{n.fights.Load(), n.unguarded.Load()} {
+		if more != nil {
+			lines = append(lines, *more...)
+		}
 	}
-	if tight := n.tight.Load(); tight != nil && *tight != "" {
+	if tight := n.underlay.tight.Load(); tight != nil && *tight != "" {
 		lines = append(lines, *tight)
 	}
 	if n.faulty() {
@@ -354,9 +363,12 @@ func (n *Node) followUpstreams(own ...netip.Addr) (follow func(context.Context) 
 	return f.Run
 }
 
-func (n *Node) onHost() {
+func (n *Node) onHost() { poke(n.hostChanged) }
+
+// poke leaves one piece of news, if there is none yet.
+func poke(news chan<- struct{}) {
 	select {
-	case n.hostChanged <- struct{}{}:
+	case news <- struct{}{}:
 	default:
 	}
 }

@@ -40,6 +40,7 @@ Without a node and without this command the rules that protect the mesh stay.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	a.addInterfaceFlag(c.Flags())
 	return c
 }
 
@@ -52,7 +53,7 @@ func (a *app) down(ctx context.Context) (u control.Undone, err error) {
 		}
 		return a.waitEnd(ctx)
 	}, func() error {
-		u, err = node.Down(a.stateDir)
+		u, err = node.Down(a.stateDir, a.link)
 		var busy *statefile.InUseError
 		if errors.As(err, &busy) {
 			return fmt.Errorf("%w, which does not answer in %s: if it is starting, try again; if its --runtime-dir is another, name that", err, a.runtimeDir)
@@ -145,7 +146,7 @@ the mesh before, on another one: "jiji-node server remove ID".`,
 			if len(first.Failed) > 0 {
 				return printUndone(cmd.OutOrStdout(), first, asJSON)
 			}
-			u, err := node.Uninstall(a.stateDir)
+			u, err := node.Uninstall(a.stateDir, a.link)
 			if err != nil {
 				return err
 			}
@@ -154,6 +155,7 @@ the mesh before, on another one: "jiji-node server remove ID".`,
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	a.addInterfaceFlag(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

@@ -26,6 +26,8 @@ type runFlags struct {
 	dnsPort   uint16
 	upstreams []string
 	mtu       int
+	forward   []string
+	nat       string
 	enabled   bool
 }
 
@@ -39,12 +41,18 @@ func (a *app) addRunFlags(f *pflag.FlagSet, r *runFlags) {
 	f.IntVar(&r.mtu, "mtu", 0, "MTU of the interface, 1280 to 8921 (default: what the underlay carries)")
 	f.Uint16Var(&r.dnsPort, "dns-port", 53, "UDP and TCP port of the name server on the WireGuard IP")
 	f.StringArrayVar(&r.upstreams, "dns-upstream", nil, "name server for names outside the mesh, IP or IP:PORT; may be repeated (default: the host's own)")
+	f.StringArrayVar(&r.forward, "forward-from", nil, "interface that may forward into the mesh and out of it; may be repeated")
+	f.StringVar(&r.nat, "nat", "identity", "identity: others see the containers' addresses; masquerade: they see the WireGuard IP")
 	f.BoolVar(&r.enabled, "network-enabled", true, "false: report ready and end at once")
 }
 
 func (a *app) addLinkFlags(f *pflag.FlagSet) {
-	f.StringVar(&a.link, "interface", "jiji0", "name of the WireGuard interface")
+	a.addInterfaceFlag(f)
 	f.Uint16Var(&a.listenPort, "listen-port", 51820, "UDP port of WireGuard")
+}
+
+func (a *app) addInterfaceFlag(f *pflag.FlagSet) {
+	f.StringVar(&a.link, "interface", "jiji0", "name of the WireGuard interface")
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -114,7 +122,7 @@ func printReadiness(w io.Writer, r node.Readiness, asJSON bool) error {
 func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	cfg := node.Config{
 		StateDir: a.stateDir, RuntimeDir: a.runtimeDir, NetworkFile: r.network, Name: r.name,
-		Interface: a.link, ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
+		Interface: a.link, ForwardFrom: r.forward, Masquerade: r.nat == "masquerade", ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
 		Version: version, Settings: a.settings(), Log: a.log,
 	}
 	var err error
@@ -134,21 +142,43 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 			return cfg, err
 		}
 	}
+	for _, name := range r.forward {
+		if badInterface(name) || name == "lo" || name == a.link {
+			return cfg, usage.Errorf("--forward-from %q: want the name of an interface, other than lo and the tunnel's", name)
+		}
+	}
 	switch {
+	case r.nat != "identity" && r.nat != "masquerade":
+		return cfg, usage.Errorf("--nat %q: want identity or masquerade", r.nat)
 	case a.listenPort == 0:
 		return cfg, a.wrong("listen-port", errors.New("0, want 1 to 65535: peers have to know it"))
 	case r.dnsPort == 0:
+<<<<<<< HEAD
 		return cfg, a.wrong("dns-port", errors.New("0, want 1 to 65535: containers have to know it"))
 	case a.link == "" || len(a.link) > 15 || strings.ContainsAny(a.link, "/:% \t\n"):
 		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 characters without slash, colon, percent sign or space", a.link))
+=======
+		return cfg, usage.Errorf("--dns-port 0: want 1 to 65535: containers have to know it")
+	case badInterface(a.link):
+		return cfg, usage.Errorf("--interface %q: want 1 to 15 characters without slash, colon or space", a.link)
+>>>>>>> issue4
 	case r.mtu != 0 && (r.mtu < 1280 || r.mtu > 8921):
 		return cfg, a.wrong("mtu", fmt.Errorf("%d, want 1280 to 8921", r.mtu))
 	}
 	return cfg, nil
 }
 
+<<<<<<< HEAD
 // origin says where the value of a setting came from.
 func (a *app) origin(name string) string {
+=======
+func badInterface(name string) bool {
+	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:")
+}
+
+// chosen reports whether the user set a flag in any way.
+func (a *app) chosen(name string) bool {
+>>>>>>> issue4
 	for _, v := range a.values {
 		if v.Name == name {
 			return v.Origin

@@ -68,6 +68,16 @@ func (f *Fights) Fought(thing any) bool {
 	return x != nil && x.fighting
 }
 
+// foughtAny reports whether any thing of some kind is fought over.
+func (f *Fights) foughtAny(kind func(thing any) bool) bool {
+	for thing, x := range f.things {
+		if x.fighting && kind(thing) {
+			return true
+		}
+	}
+	return false
+}
+
 // End ends the fights that are over at now, and returns what they were about.
 func (f *Fights) End(now time.Time) (over []string) {
 	for thing, x := range f.things {

@@ -367,8 +367,8 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	subscriptions := 0
-	err := watch(ctx, []subscribe{func() (*nl.NetlinkSocket, error) {
-		s, err := subscribeRoute()
+	err := watch(ctx, func() (*nl.NetlinkSocket, error) {
+		s, err := subscribe()
 		if subscriptions++; subscriptions > 1 || err != nil {
 			return s, err
 		}
@@ -379,7 +379,7 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 			ip(t, "link add d0 type bridge", "link del d0")
 		}
 		return s, nil // its first receive is ENOBUFS
-	}}, cancel)
+	}, cancel)
 	if err != nil || subscriptions != 2 || errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		t.Errorf("error %v, %d subscriptions, want 2; %v", err, subscriptions, ctx.Err())
 	}

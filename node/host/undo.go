@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/acidtib/jiji-node/node/host/firewall"
 	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/statefile"
 )
@@ -25,13 +26,15 @@ type Undone struct {
 // nothing that somebody else changed since. What packets for the mesh end at
 // goes last. It goes on after a fault and reports all of them; what it could
 // not take back stays in the journal for the next call. engines names the
-// container engines in use, which need ip_forward.
-func (k *Keeper) Undo(engines func() []string) (Undone, error) {
-	u := undo{Keeper: k, engines: engines}
+// container engines in use, which need ip_forward; links are the interfaces that
+// the firewall was told of.
+func (k *Keeper) Undo(engines func() []string, links ...string) (Undone, error) {
+	u := undo{Keeper: k, engines: engines, links: links}
 	var changes []journal.Change
 	if k.journal != nil {
 		changes = k.journal.Changes()
 	}
+	u.firewall(changes)
 	u.forwarding(changes)
 	for _, c := range slices.Backward(changes) {
 		u.change(c)
@@ -46,6 +49,7 @@ type undo struct {
 	*Keeper
 	Undone
 	engines func() []string
+	links   []string
 	err     error
 }
 
@@ -70,10 +74,11 @@ func (u *undo) forget(err error, changes ...journal.Change) {
 	}
 }
 
-// change takes back one change; those of sysctls and routes have their own turn.
+// change takes back one change; those of the firewall, sysctls and routes have
+// their own turn.
 func (u *undo) change(c journal.Change) {
 	switch c.Kind {
-	case journal.Sysctl, journal.Route:
+	case journal.Firewall, journal.Sysctl, journal.Route:
 	case journal.File:
 		u.forget(u.file(c), c)
 	case journal.Directory:
@@ -83,6 +88,16 @@ func (u *undo) change(c journal.Change) {
 	default:
 		u.fault(fmt.Errorf("undo %s %s: this version does not know how: run `jiji-node down` of the newer one that changed it", c.Kind, c.Name))
 	}
+}
+
+// firewall takes back the rules, which are known by their names: all of them,
+// whatever the journal says.
+func (u *undo) firewall(changes []journal.Change) {
+	done, err := firewall.Remove(u.links...)
+	for _, c := range done {
+		u.did("%s", c.What)
+	}
+	u.forget(err, slices.DeleteFunc(slices.Clone(changes), func(c journal.Change) bool { return c.Kind != journal.Firewall })...)
 }
 
 // forwarding takes back the sysctls, of which ip_forward moves the others.

@@ -9,9 +9,9 @@ import (
 // one interface makes a dozen.
 const settle = 100 * time.Millisecond
 
-// coalesce calls changed once for all events that come within settle of the
+// Coalesce calls changed once for all events that come within 100 ms of the
 // first, until ctx is done.
-func coalesce(ctx context.Context, events <-chan struct{}, changed func()) {
+func Coalesce(ctx context.Context, events <-chan struct{}, changed func()) {
 	for {
 		select {
 		case <-ctx.Done():

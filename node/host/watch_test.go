@@ -13,7 +13,7 @@ func TestCoalesce(t *testing.T) {
 		defer cancel()
 		events := make(chan struct{}, 1)
 		start, calls := time.Now(), []time.Duration(nil)
-		go coalesce(ctx, events, func() { calls = append(calls, time.Since(start)) })
+		go Coalesce(ctx, events, func() { calls = append(calls, time.Since(start)) })
 
 		for range 10 { // a burst of 90 ms
 			select {

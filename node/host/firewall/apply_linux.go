@@ -114,7 +114,7 @@ func observe() (observed, error) {
 	if errors.Is(o.noNFT, unix.EPERM) {
 		return o, errors.New("firewall: may not be read or changed by this process: expected the capability CAP_NET_ADMIN")
 	}
-	o.ufw, o.firewallCmd = find("ufw"), find("firewall-cmd")
+	o.nftCommand, o.ufw, o.firewallCmd = find("nft"), find("ufw"), find("firewall-cmd")
 
 	usual := find("iptables")
 	if usual != "" {
@@ -211,8 +211,8 @@ func Obstacles(w Wanted) ([]Obstacle, error) {
 		return nil, err
 	}
 	grounds := o.grounds()
-	if nft := find("nft"); nft != "" && o.noNFT == nil {
-		text, err := run("", nft, "list", "ruleset")
+	if o.nftCommand != "" && o.noNFT == nil {
+		text, err := run("", o.nftCommand, "list", "ruleset")
 		if err != nil {
 			return nil, fmt.Errorf("firewall: %w", err)
 		}

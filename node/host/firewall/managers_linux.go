@@ -10,9 +10,9 @@ import (
 // mark is the comment of what is told to ufw.
 const mark = "jiji-node"
 
-// priority marks what is told to firewalld, whose rules have no comments: nobody
-// else's have this one, and it lets a rule be ahead of others.
-const priority = "-5182"
+// ruleMark begins what is told to firewalld, whose rules have no comments: nobody
+// else's have this priority.
+const ruleMark = `rule priority="-5182"`
 
 // A manager is a firewall program that would not know of us otherwise: it shows its
 // users what is open, and some of them drop what they were not told of.
@@ -148,61 +148,108 @@ type firewalld struct {
 
 const trusted = "trusted" // the zone whose packets may be forwarded
 
+// A zone is one of firewalld's.
+type zone struct {
+	name       string
+	interfaces []string
+	rules      []string // rich ones
+}
+
+// zones returns what firewalld has now, or after its next start.
+func (f firewalld) zones(lasting bool) ([]zone, error) {
+	text, err := f.run(lasting, "--list-all-zones")
+	if err != nil {
+		return nil, fmt.Errorf("firewall: ask firewalld for its zones: %w", err)
+	}
+	return parseZones(text), nil
+}
+
+func parseZones(text string) (zones []zone) {
+	for line := range strings.Lines(text) {
+		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch {
+		case name == "":
+		case line[0] != ' ' && line[0] != '\t':
+			zones = append(zones, zone{name: name})
+		case len(zones) == 0:
+		case name == "interfaces:":
+			zones[len(zones)-1].interfaces = strings.Fields(line)[1:]
+		case name == "rule":
+			zones[len(zones)-1].rules = append(zones[len(zones)-1].rules, strings.TrimSpace(line))
+		}
+	}
+	return zones
+}
+
+// run speaks to firewalld, which takes half a second. What it is told to add and has,
+// or to remove and has not, is no error to it.
+func (f firewalld) run(lasting bool, args ...string) (string, error) {
+	if lasting {
+		args = append([]string{"--permanent"}, args...)
+	}
+	return run("", f.program, args...)
+}
+
+// set tells firewalld the same for now and for ever: to reload it would lose what
+// others have told it for now.
+func (f firewalld) set(zone, option string) error {
+	for _, lasting := range []bool{false, true} {
+		if _, err := f.run(lasting, "--zone="+zone, option); err != nil {
+			return fmt.Errorf("firewall: tell firewalld: %w", err)
+		}
+	}
+	return nil
+}
+
 func (f firewalld) tell(w Wanted, _ observed) (changes []Change, err error) {
 	if !f.runs || firewalldKnows(w) {
 		return nil, nil
 	}
-	var faults []error
-	// Now and for ever: to reload it would lose what others have told it for now.
-	set := func(object, query, add, zone string) {
-		for _, lasting := range []string{"", "--permanent"} {
-			args := slices.DeleteFunc([]string{lasting, "--zone=" + zone, query}, func(s string) bool { return s == "" })
-			if out, err := run("", f.program, args...); err == nil && strings.TrimSpace(out) == "yes" {
-				continue
+	zones, err := f.zones(false)
+	if err != nil {
+		return nil, err
+	}
+	in := func(name string) string { // the zone of an interface
+		for _, z := range zones {
+			if slices.Contains(z.interfaces, name) {
+				return z.name
 			}
-			args[len(args)-1] = add
-			if _, err := run("", f.program, args...); err != nil {
-				faults = append(faults, fmt.Errorf("firewall: tell firewalld: %w", err))
-				continue
-			}
-			changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s added to zone %s%s", object, zone, strings.Replace(lasting, "--", ", ", 1))})
 		}
+		return ""
+	}
+	var faults []error
+	set := func(object, option, zone string) {
+		if err := f.set(zone, option); err != nil {
+			faults = append(faults, err)
+			return
+		}
+		changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s added to zone %s", object, zone)})
 	}
 	for _, name := range []string{w.Link, w.Bridge} {
-		if name == "" {
-			continue
-		}
-		if zone := f.zone(name); zone == "" || zone == trusted { // Docker gives its bridges one of its own
-			set("interface "+name, "--query-interface="+name, "--add-interface="+name, trusted)
+		if name != "" && in(name) == "" { // Docker gives its bridges a zone of its own
+			set("interface "+name, "--add-interface="+name, trusted)
 		}
 	}
 	if w.ListenPort == 0 {
 		return changes, errors.Join(faults...)
 	}
-	usual, err := run("", f.program, "--get-default-zone")
+	usual, err := f.run(false, "--get-default-zone")
 	if err != nil {
-		return changes, errors.Join(append(faults, fmt.Errorf("firewall: ask firewalld: %w", err))...)
+		return changes, errors.Join(append(faults, fmt.Errorf("firewall: ask firewalld for its default zone: %w", err))...)
 	}
-	zones := []string{strings.TrimSpace(usual)}
+	open := []string{strings.TrimSpace(usual)}
 	for _, u := range w.Uplinks {
-		if zone := f.zone(u); zone != "" && zone != trusted && !slices.Contains(zones, zone) {
-			zones = append(zones, zone)
+		if z := in(u); z != "" && z != trusted && !slices.Contains(open, z) {
+			open = append(open, z)
 		}
 	}
-	rule := fmt.Sprintf(`rule priority="%s" port port="%d" protocol="udp" accept`, priority, w.ListenPort)
-	for _, zone := range zones {
-		set(fmt.Sprintf("port %d/udp", w.ListenPort), "--query-rich-rule="+rule, "--add-rich-rule="+rule, zone)
+	rule := fmt.Sprintf(`%s port port="%d" protocol="udp" accept`, ruleMark, w.ListenPort)
+	for _, z := range zones {
+		if slices.Contains(open, z.name) && !slices.Contains(z.rules, rule) {
+			set(fmt.Sprintf("port %d/udp", w.ListenPort), "--add-rich-rule="+rule, z.name)
+		}
 	}
 	return changes, errors.Join(faults...)
-}
-
-// zone returns the zone of an interface, "" if it is in none of its own.
-func (f firewalld) zone(name string) string {
-	out, err := run("", f.program, "--get-zone-of-interface="+name)
-	if err != nil { // "no zone" is an error to it
-		return ""
-	}
-	return strings.TrimSpace(out)
 }
 
 func (f firewalld) forget(interfaces []string) (changes []Change, err error) {
@@ -210,36 +257,32 @@ func (f firewalld) forget(interfaces []string) (changes []Change, err error) {
 		return nil, nil
 	}
 	var faults []error
-	for _, lasting := range []string{"", "--permanent"} {
-		call := func(args ...string) (string, error) {
-			return run("", f.program, slices.DeleteFunc(append([]string{lasting}, args...), func(s string) bool { return s == "" })...)
+	for _, lasting := range []bool{false, true} {
+		zones, err := f.zones(lasting)
+		if err != nil {
+			faults = append(faults, err)
+			continue
 		}
-		remove := func(object, zone, arg string) {
-			if _, err := call("--zone="+zone, arg); err != nil {
+		remove := func(object, option, zone string) {
+			if _, err := f.run(lasting, "--zone="+zone, option); err != nil {
 				faults = append(faults, fmt.Errorf("firewall: take back what firewalld was told: %w", err))
 				return
 			}
-			changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s removed from zone %s%s", object, zone, strings.Replace(lasting, "--", ", ", 1))})
-		}
-		for _, name := range interfaces {
-			if out, err := call("--zone="+trusted, "--query-interface="+name); err == nil && strings.TrimSpace(out) == "yes" {
-				remove("interface "+name, trusted, "--remove-interface="+name)
+			when := ""
+			if lasting {
+				when = " for good"
 			}
+			changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s removed from zone %s%s", object, zone, when)})
 		}
-		zones, err := call("--get-zones")
-		if err != nil {
-			faults = append(faults, fmt.Errorf("firewall: ask firewalld: %w", err))
-			continue
-		}
-		for _, zone := range strings.Fields(zones) {
-			rules, err := call("--zone="+zone, "--list-rich-rules")
-			if err != nil {
-				faults = append(faults, fmt.Errorf("firewall: ask firewalld: %w", err))
-				continue
+		for _, z := range zones {
+			for _, name := range interfaces {
+				if z.name == trusted && slices.Contains(z.interfaces, name) {
+					remove("interface "+name, "--remove-interface="+name, z.name)
+				}
 			}
-			for rule := range strings.Lines(rules) {
-				if rule = strings.TrimSpace(rule); strings.HasPrefix(rule, `rule priority="`+priority+`" `) {
-					remove(rule, zone, "--remove-rich-rule="+rule)
+			for _, rule := range z.rules {
+				if strings.HasPrefix(rule, ruleMark+" ") {
+					remove(rule, "--remove-rich-rule="+rule, z.name)
 				}
 			}
 		}

@@ -18,14 +18,13 @@ func (f family) installed() bool { return f.save != "" && f.restore != "" }
 
 // observed is what there is on a machine.
 type observed struct {
-	variants    map[Backend][]family // installed variants of iptables; IPv4, which is there, then IPv6
-	usual       Backend              // what `iptables` is; 0: there is none
-	ipv6        bool                 // the kernel has IPv6
-	nft         kernelTable          // ours
-	tables      []string             // of nftables, all: "inet filter"
-	noNFT       error                // the kernel has no nftables, or hides it
-	ufw         string               // programs; "" if they are not installed
-	firewallCmd string
+	variants                     map[Backend][]family // installed variants of iptables; IPv4, which is there, then IPv6
+	usual                        Backend              // what `iptables` is; 0: there is none
+	ipv6                         bool                 // the kernel has IPv6
+	nft                          kernelTable          // ours
+	tables                       []string             // of nftables, all: "inet filter"
+	noNFT                        error                // the kernel has no nftables, or hides it
+	nftCommand, ufw, firewallCmd string               // programs; "" if they are not installed
 }
 
 // foreign counts the rules of a variant that are not ours.
@@ -75,6 +74,9 @@ func (o observed) uses(b, chosen Backend) bool { return b == chosen || o.foreign
 func (o observed) unprotected(b Backend) (out []string) {
 	if o.noNFT != nil {
 		out = append(out, fmt.Sprintf("the kernel's nftables cannot be used (%v): rules that others put ahead of ours in iptables have the last word until the next check", o.noNFT))
+	}
+	if o.noNFT == nil && o.nftCommand == "" {
+		out = append(out, "nft is not installed: rules of others in nftables that stand in the way cannot be shown")
 	}
 	if !o.ipv6 || b == NFTables {
 		return out

@@ -257,7 +257,7 @@ func TestChoose(t *testing.T) {
 	if got := o.unprotected(IPTablesLegacy); len(got) != 2 || !strings.Contains(got[1], "IPv6 is not guarded") {
 		t.Errorf("unprotected: %q", got)
 	}
-	if got := (observed{ipv6: true}).unprotected(NFTables); len(got) > 0 {
+	if got := (observed{ipv6: true, nftCommand: "nft"}).unprotected(NFTables); len(got) > 0 {
 		t.Errorf("unprotected: %q", got)
 	}
 }

@@ -1,0 +1,82 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+)
+
+const (
+	heard   = time.Second // for a repair of what netlink tells, with the way to see it
+	unheard = time.Minute // for a repair of the rest
+)
+
+// Show 4: somebody takes away a part of the network, and traffic goes on.
+func TestShow4WhatSomebodyTakesAwayIsRepaired(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	a, b := web1.Container("a", "10.210.0.10"), m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	node := m.nodes[0]
+	management := status(t, m.servers[1]).Server.ManagementIP.String()
+	reach(t, a.Host, b.Addr.String(), meshLimit)
+	reach(t, web1.Host, management, meshLimit)
+
+	for _, c := range []struct {
+		name, command string
+		log           string // what is said of the repair
+	}{
+		{"the peers' routes", "ip route flush dev jiji0; ip -6 route flush dev jiji0", "route 10.210.1.0/24 dev jiji0 src 10.210.0.1 was gone"},
+		{"the closed routes", "ip route del unreachable 10.210.0.0/16; ip -6 route del unreachable fdcc::/16 dev lo", "route unreachable fdcc::/16 was gone"},
+		{"forwarding", "sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward set to 1, was 0"},
+		{"forwarding of one interface", "sysctl -qw net.ipv4.conf.all.forwarding=0", "net.ipv4.ip_forward set to 1, was 0"},
+		{"the addresses", "ip addr flush dev jiji0", "interface jiji0 had lost: address 10.210.0.1/32"},
+		{"the link's state", "ip link set jiji0 down", "interface jiji0 had lost: up"},
+		{"the MTU", "ip link set jiji0 mtu 1300", "interface jiji0 had lost: mtu 1440"},
+		{"the interface", "ip link delete jiji0", "interface jiji0 was gone, made again"},
+		{"its name", "ip link set jiji0 down; ip link set jiji0 name other0; ip link set other0 up", "interface jiji0 was gone, made again"},
+		{"the interface again", "ip link delete jiji0", "interface jiji0 was gone, made again"},
+	} {
+		before := strings.Count(node.Log(), c.log)
+		web1.Run("sh", "-c", c.command)
+		start := time.Now()
+		lab.Eventually(t, heard, c.name+" is repaired", func() error {
+			if got := strings.Count(node.Log(), c.log); got != before+1 {
+				return fmt.Errorf("the log says %q %d times, want %d", c.log, got, before+1)
+			}
+			if _, err := a.Try("ping", "-n", "-c1", "-W1", b.Addr.String()); err != nil {
+				return err
+			}
+			_, err := web1.Try("ping", "-n", "-c1", "-W1", management)
+			return err
+		})
+		took := time.Since(start)
+		t.Logf("%-28s %v", c.name, took.Round(time.Millisecond))
+		if took > heard {
+			t.Errorf("%s: repaired after %v, want %v", c.name, took, heard)
+		}
+		// The names go on, too, and so do wg(8) and the monitor.
+		if out := a.Run("dig", "+short", "+time=1", "web2.node.jiji"); strings.TrimSpace(out) != "10.210.1.1" {
+			t.Errorf("%s: web2.node.jiji is %q", c.name, out)
+		}
+		if out := web1.Run("wg", "show", "jiji0", "peers"); strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: wg show jiji0 peers: %s", c.name, out)
+		}
+	}
+	if out := web1.Run("sh", "-c", "ip route show | grep -c jiji0"); strings.TrimSpace(out) != "1" {
+		t.Errorf("%s routes over jiji0, want one for the peer", strings.TrimSpace(out))
+	}
+	if out, err := web1.Try("ip", "link", "show", "other0"); err == nil {
+		t.Errorf("what was renamed is there: %s", out)
+	}
+	if st := status(t, web1); st.State != "ready" || len(st.Warnings) != 0 || st.PID != status(t, web1).PID {
+		t.Errorf("state %s, warnings %q", st.State, st.Warnings)
+	}
+	m.waitUp(m.servers...)
+}
