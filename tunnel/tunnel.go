@@ -124,7 +124,7 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 		return nil, err
 	}
 	t := &Tunnel{cfg: cfg, bind: bind}
-	t.dev = device.NewDevice(wrapped, gatedBind{bind, in, out}, deviceLog(cfg.Log))
+	t.dev = device.NewDevice(wrapped, &gatedBind{bind, in, out, newIndices()}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()
