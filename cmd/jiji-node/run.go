@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,6 +14,10 @@ import (
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/ipplan"
 )
+
+// gcPercent keeps the heap small: WireGuard makes a piece of garbage for each
+// received packet, beside buffers that live for ever and would let it grow.
+const gcPercent = 30
 
 // A runFlags is what `run` can be told.
 type runFlags struct {
@@ -61,6 +67,9 @@ before anything is touched.`,
 			cfg, err := a.nodeConfig(r)
 			if err != nil {
 				return err
+			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
