@@ -1,10 +1,13 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 func TestGate(t *testing.T) {
@@ -53,17 +56,12 @@ func TestGate(t *testing.T) {
 			if through.Load() != 0 {
 				t.Error("open before it was time")
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if through.Load() != 2 {
 				t.Error("closed for ever")
 			}
-			g.enter(9 * g.limit)
-			if waiting(g, 1).Load() != 1 {
-				t.Error("closed again at once: what is dropped keeps the rest waiting")
-			}
-			time.Sleep(aside)
-			g.leave(9 * g.limit) // it was only late
+			g.leave(5 * g.limit) // it was only late
 			g.enter(g.limit - 1)
 			if waiting(g, 1).Load() != 1 {
 				t.Error("closed below the limit")
@@ -93,6 +91,75 @@ func TestIsData(t *testing.T) {
 	} {
 		if got := isData(tt.message); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestIndices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newIndices()
+		if x.recent(0, time.Now()) || x.recent(7, time.Now()) {
+			t.Error("an index is known before any was issued")
+		}
+		x.note(7, time.Now())
+		if !x.recent(7, time.Now()) || x.recent(8, time.Now()) {
+			t.Error("issued 7, and 7 is unknown or 8 known")
+		}
+		time.Sleep(sessionLife - time.Second)
+		if !x.recent(7, time.Now()) {
+			t.Error("forgotten while its session may live")
+		}
+		time.Sleep(2 * time.Second)
+		if x.recent(7, time.Now()) {
+			t.Error("remembered after its session")
+		}
+		x.note(7, time.Now())
+		if !x.recent(7, time.Now()) {
+			t.Error("issued again, and unknown")
+		}
+	})
+}
+
+// A bindScript receives the messages it holds, then none, and keeps what is sent.
+type bindScript struct {
+	conn.Bind
+	arrive [][]byte
+}
+
+func (b *bindScript) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+	return []conn.ReceiveFunc{func(packets [][]byte, sizes []int, _ []conn.Endpoint) (int, error) {
+		for i, m := range b.arrive {
+			sizes[i] = copy(packets[i], m)
+		}
+		return len(b.arrive), nil
+	}}, 0, nil
+}
+
+func (b *bindScript) Send([][]byte, conn.Endpoint) error { return nil }
+
+func TestForgeriesDoNotCountAtTheGate(t *testing.T) {
+	message := func(kind byte, index uint32, size int) []byte {
+		m := make([]byte, size)
+		m[0] = kind
+		binary.LittleEndian.PutUint32(m[4:], index)
+		return m
+	}
+	for _, handshake := range [][]byte{message(1, 0xfeed0007, 148), message(2, 0xfeed0007, 92)} {
+		in := newGate()
+		b := &gatedBind{&bindScript{arrive: [][]byte{message(4, 0xfeed0007, 100), message(4, 0xbad0008, 100), message(4, 0xfeed0007, 32)}}, in, newGate(), newIndices()}
+		if err := b.Send([][]byte{handshake}, nil); err != nil {
+			t.Fatal(err)
+		}
+		receivers, _, err := b.Open(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets := [][]byte{make([]byte, 200), make([]byte, 200), make([]byte, 200)}
+		if _, err := receivers[0](packets, make([]int, 3), make([]conn.Endpoint, 3)); err != nil {
+			t.Fatal(err)
+		}
+		if in.n != 1 {
+			t.Errorf("after handshake message %d, one packet of its session, one forgery and a keepalive, %d are counted, want 1", handshake[0], in.n)
 		}
 	}
 }

@@ -128,7 +128,7 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 	}
 	t := &Tunnel{cfg: cfg, bind: bind, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
 	t.tun.limits.Store(newLimits(cfg.MTU, nil))
-	t.dev = device.NewDevice(t.tun, gatedBind{sizedBind{bind, t.tooLarge}, in, out}, deviceLog(cfg.Log))
+	t.dev = device.NewDevice(t.tun, &gatedBind{sizedBind{bind, t.tooLarge}, in, out, newIndices()}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()

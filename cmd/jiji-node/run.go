@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,6 +17,10 @@ import (
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/usage"
 )
+
+// gcPercent keeps the heap small: WireGuard makes a piece of garbage for each
+// received packet, beside buffers that live for ever and would let it grow.
+const gcPercent = 30
 
 // A runFlags is what `run` can be told.
 type runFlags struct {
@@ -85,6 +91,9 @@ touched at all.`,
 				ready, err := node.Check(cfg)
 				return errors.Join(printReadiness(cmd.OutOrStdout(), ready, asJSON), err)
 			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			return node.Run(ctx, cfg)
@@ -153,32 +162,21 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	case a.listenPort == 0:
 		return cfg, a.wrong("listen-port", errors.New("0, want 1 to 65535: peers have to know it"))
 	case r.dnsPort == 0:
-<<<<<<< HEAD
 		return cfg, a.wrong("dns-port", errors.New("0, want 1 to 65535: containers have to know it"))
-	case a.link == "" || len(a.link) > 15 || strings.ContainsAny(a.link, "/:% \t\n"):
-		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 characters without slash, colon, percent sign or space", a.link))
-=======
-		return cfg, usage.Errorf("--dns-port 0: want 1 to 65535: containers have to know it")
 	case badInterface(a.link):
-		return cfg, usage.Errorf("--interface %q: want 1 to 15 characters without slash, colon or space", a.link)
->>>>>>> issue4
+		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 characters without slash, colon, percent sign or space", a.link))
 	case r.mtu != 0 && (r.mtu < 1280 || r.mtu > 8921):
 		return cfg, a.wrong("mtu", fmt.Errorf("%d, want 1280 to 8921", r.mtu))
 	}
 	return cfg, nil
 }
 
-<<<<<<< HEAD
-// origin says where the value of a setting came from.
-func (a *app) origin(name string) string {
-=======
 func badInterface(name string) bool {
-	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:")
+	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:%")
 }
 
-// chosen reports whether the user set a flag in any way.
-func (a *app) chosen(name string) bool {
->>>>>>> issue4
+// origin says where the value of a setting came from.
+func (a *app) origin(name string) string {
 	for _, v := range a.values {
 		if v.Name == name {
 			return v.Origin
