@@ -42,7 +42,7 @@ quick: ## vet and test what changed, without the lab
 
 test: deps lint cross ## everything that has to pass, the lab too; as root
 	go test -race -timeout 15m $(UNIT)
-	go test -race -timeout 20m -p 1 ./integration/...
+	JIJI_LAB_RACE=1 go test -race -timeout 25m -p 1 ./integration/...
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \

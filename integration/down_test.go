@@ -15,9 +15,9 @@ import (
 	"github.com/acidtib/jiji-node/node/control"
 )
 
-// hostState is all that a node may touch of a host, normalised: routes, rules of
+// wholeState is all that a node may touch of a host, normalised: routes, rules of
 // routing, addresses, sysctls of IPv4, /etc, sockets, and the firewall's rules.
-func hostState(s *lab.Server) string {
+func wholeState(s *lab.Server) string {
 	out := s.Run("sh", "-c", `
 		for f in -4 -6; do ip $f rule show; ip $f route show table all; done | grep -v '^multicast'
 		ip -o addr show | sed 's/  *valid_lft.*//'
@@ -69,7 +69,7 @@ func TestShow5RunAndDownFiftyTimes(t *testing.T) {
 	web1.Run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv4.conf.all.accept_redirects=0", "net.ipv4.conf.eth0.forwarding=1")
 	m.start(1)
 	web1.Run("rm", "-f", "/etc/sysctl.d/90-jiji.conf") // this machine may have one
-	before := hostState(web1)
+	before := wholeState(web1)
 
 	for i := range rounds {
 		for range random.IntN(3) { // starts that do not get far
@@ -104,7 +104,7 @@ func TestShow5RunAndDownFiftyTimes(t *testing.T) {
 			d.Kill9()
 			web1.Run("jiji-node", "down")
 		}
-		sameState(t, fmt.Sprintf("round %d, down %s", i+1, how), before, hostState(web1))
+		sameState(t, fmt.Sprintf("round %d, down %s", i+1, how), before, wholeState(web1))
 		if i%10 == 0 {
 			if out := web1.Run("jiji-node", "down"); out != "nothing to take back\n" {
 				t.Fatalf("down once more: %s", out)
@@ -152,7 +152,7 @@ func TestStopDownUninstall(t *testing.T) {
 	m := newMesh(t, 1)
 	web1 := m.servers[0]
 	web1.Run("rm", "-f", "/etc/sysctl.d/90-jiji.conf") // this machine may have one
-	before := hostState(web1)
+	before := wholeState(web1)
 	m.start(0)
 	m.nodes[0].Stop()
 	checkNothingLeft(t, web1)
@@ -175,7 +175,7 @@ func TestStopDownUninstall(t *testing.T) {
 	if out, err := web1.Try("ls", "-A", "/var/lib/jiji"); err == nil {
 		t.Errorf("the state directory has: %q", out)
 	}
-	sameState(t, "uninstall", before, hostState(web1))
+	sameState(t, "uninstall", before, wholeState(web1))
 	if out := web1.Run("jiji-node", "uninstall"); out != "nothing to take back\n" { // nothing is deleted, so nothing is asked
 		t.Errorf("uninstall once more: %q", out)
 	}

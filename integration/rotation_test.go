@@ -47,12 +47,9 @@ func rotated(t *testing.T, m *mesh, ping *pinger, from, to *lab.Network) {
 	}
 	for i, s := range m.servers {
 		other := m.servers[1-i]
-		p := waitPeer(t, s, other.Name, rotationLimit, func(p control.Peer) bool {
-			return p.State == "up" && p.Endpoint == other.Endpoint(to)
+		waitPeer(t, s, other.Name, rotationLimit, func(p control.Peer) bool {
+			return p.State == "up" && p.Endpoint == other.Endpoint(to) && tellsOfMove(p, other.Endpoint(from), other.Endpoint(to))
 		})
-		if !tellsOfMove(p, other.Endpoint(from), other.Endpoint(to)) {
-			t.Errorf("%s does not tell of the move from %v to %v: %+v", s.Name, other.Endpoint(from), other.Endpoint(to), p.Changes)
-		}
 	}
 }
 

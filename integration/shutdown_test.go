@@ -66,7 +66,7 @@ func TestSigtermWhileClientsHang(t *testing.T) {
 func TestSigtermDuringStart(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, 1)
-	for delay := time.Duration(0); delay < 200*time.Millisecond; delay += 20 * time.Millisecond {
+	for delay := time.Duration(0); delay < 140*time.Millisecond; delay += 7 * time.Millisecond {
 		p := m.launch(0)
 		time.Sleep(delay)
 		p.Signal(syscall.SIGTERM)

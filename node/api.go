@@ -35,8 +35,8 @@ func (n api) Status() control.Status {
 	s := control.Status{
 		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
-		Interface: control.Interface{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort},
-		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: n.upstreams(), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
+		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
+		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
 		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
 		Warnings:  n.warnings(),
@@ -182,12 +182,12 @@ func index(m *membership.Membership, s topology.Server) int {
 }
 
 func (n api) RemoveServer(id string, force bool) (control.Server, error) {
-	if self := n.members.Self(); self.ID == id && !force {
-		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", id)
+	if self := n.members.Self(); strings.EqualFold(self.ID, id) && !force {
+		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", self.ID)
 	}
 	for _, p := range n.peers(n.members.Topology()) {
-		if p.ID == id && p.State == "up" && !force {
-			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", id)
+		if strings.EqualFold(p.ID, id) && p.State == "up" && !force {
+			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", p.ID)
 		}
 	}
 	s, err := n.members.Remove(id)

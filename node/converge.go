@@ -24,18 +24,23 @@ const (
 
 // converge applies the plan that follows from all that is known now. Applying
 // twice is harmless, so whatever fails is tried again with the next news. The
-// plan and the zone are made anew only if fresh. What another program fights
-// over is put back only if regular.
+// plan and the zone are made anew only if fresh, or if the underlay changed. What
+// another program fights over is put back only if regular.
 func (n *Node) converge(fresh, regular bool) error {
-	if fresh {
-		n.plan = makePlan(n.members.Topology(), n.key, n.store.Snapshot().Containers, n.ipv6)
-	}
 	t := n.tunnel.Load()
-	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
 	var err error
 	if t != nil {
+		var changed bool
+		changed, err = n.followUnderlay(t)
+		fresh = fresh || changed
+	}
+	if fresh {
+		n.plan = makePlan(n.members.Topology(), n.key, n.store.Snapshot().Containers, n.ipv6, n.peerMTU)
+	}
+	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
+	if t != nil {
 		wanted.Link, wanted.Routes = n.cfg.Interface, n.plan.routes
-		err = n.convergeTunnel(t, regular)
+		err = errors.Join(err, n.convergeTunnel(t, regular))
 	}
 	changes, herr := n.keeper.Apply(wanted, regular)
 	n.logChanges(changes)
@@ -154,6 +159,9 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		alive = t.C
 	}
 	n.guard(true, true)
+	paths := time.NewTicker(pathsEvery)
+	defer paths.Stop()
+	tooLarge := n.tooLarge()
 	retry := n.retry()
 	for {
 		fresh, regular, guard := true, false, false
@@ -163,6 +171,16 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		case <-alive:
 			n.notify(daemon.SdNotifyWatchdog)
 			continue
+		case <-paths.C:
+			tooLarge = n.tooLarge()
+			if !n.pathsChanged() {
+				continue
+			}
+		case <-tooLarge:
+			tooLarge = nil // again at the next tick: some packets may not become smaller
+			if !n.pathsChanged() {
+				continue
+			}
 		case reply := <-n.downs:
 			reply <- n.takeDown()
 			return errDown

@@ -75,7 +75,8 @@ type Node struct {
 	dns       *dnsserver.Server
 	upstreams func() []netip.AddrPort
 	classes   *host.Classes
-	mtu       int
+	mtu       atomic.Int32 // of the tunnel
+	underlay  underlay
 	ipv6      bool
 
 	hostChanged     chan struct{}
@@ -145,12 +146,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, "registry.db"), ServerID: self.ID, Log: n.log})
 	if err != nil {
-		return err
+		return n.unlessStopped(ctx, err)
 	}
 	defer closing(&err, "close registry", store.Close)
 	n.store = store
 	if err := n.adopt(ctx, store, topo); err != nil {
-		return err
+		return n.unlessStopped(ctx, err)
 	}
 	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
 
@@ -264,7 +265,7 @@ func (n *Node) adopt(ctx context.Context, store *embedded.Store, topo topology.T
 // openTunnel opens the device, without a management address where IPv6 is off.
 func (n *Node) openTunnel() (*tunnel.Tunnel, error) {
 	self := n.members.Self()
-	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: n.mtu, ListenPort: n.cfg.ListenPort, Key: n.private, Log: n.log}
+	cfg := tunnel.Config{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort, Key: n.private, Log: n.log}
 	cfg.Addresses = []netip.Prefix{host32(self.WireGuardIP)}
 	if n.ipv6 {
 		cfg.Addresses = append(cfg.Addresses, host32(self.ManagementIP))
@@ -289,6 +290,16 @@ func (n *Node) closeTunnel() error {
 	return nil
 }
 
+// unlessStopped returns err, the failure of a part of the start, unless that was
+// told to end: then a start that ends is what was wanted.
+func (n *Node) unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	n.log.Info("stopped during the start")
+	return nil
+}
+
 // degrade notes what the node has to do without.
 func (n *Node) degrade(problem string) {
 	n.mu.Lock()
@@ -306,6 +317,9 @@ func (n *Node) warnings() []string {
 		if more != nil {
 			lines = append(lines, *more...)
 		}
+	}
+	if tight := n.underlay.tight.Load(); tight != nil && *tight != "" {
+		lines = append(lines, *tight)
 	}
 	if n.faulty() {
 		lines = append(lines, *n.fault.Load())

@@ -27,8 +27,9 @@ type plan struct {
 
 // makePlan says what tunnel, monitor, host and name server are to hold. It
 // does no I/O. Without ipv6, which a machine may have disabled, there are no
-// routes to management addresses.
-func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Container, ipv6 bool) plan {
+// routes to management addresses. What mtu returns for a peer is in bytes; 0: the
+// tunnel's.
+func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Container, ipv6 bool, mtu func(wgkey.Public) int) plan {
 	self, _ := t.Self(key)
 	p := plan{candidates: map[wgkey.Public][]netip.AddrPort{}}
 	for _, s := range members(t) {
@@ -39,11 +40,12 @@ func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Conta
 			Key:        s.Key,
 			AllowedIPs: []netip.Prefix{s.Subnet, host32(s.ManagementIP)},
 			Keepalive:  keepalive,
+			MTU:        mtu(s.Key),
 		})
 		p.candidates[s.Key] = s.Endpoints
-		p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP})
+		p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP, MTU: mtu(s.Key)})
 		if ipv6 {
-			p.routes = append(p.routes, host.Route{Dst: host32(s.ManagementIP), Src: self.ManagementIP})
+			p.routes = append(p.routes, host.Route{Dst: host32(s.ManagementIP), Src: self.ManagementIP, MTU: routeMTU6(mtu(s.Key))})
 		}
 	}
 	p.zone = dnsserver.ZoneConfig{
@@ -53,6 +55,14 @@ func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Conta
 		Reverse: reverse(t),
 	}
 	return p
+}
+
+// routeMTU6 is mtu on a route of IPv6, where less than its minimum has no meaning.
+func routeMTU6(mtu int) int {
+	if mtu == 0 {
+		return 0
+	}
+	return max(mtu, minMTU6)
 }
 
 // reverse are the prefixes whose reverse names the zone holds.

@@ -34,7 +34,7 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	gone, unallocated := server(3), server(4)
 	gone.RemovedAt = time.Now()
 	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
-	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, nil, true)
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, nil, true, unlimited)
 	var got []string
 	for _, peer := range p.peers {
 		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
@@ -57,8 +57,25 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	}
 }
 
+func unlimited(wgkey.Public) int { return 0 }
+
+func TestPlanLimitsPeers(t *testing.T) {
+	limit := map[wgkey.Public]int{server(1).Key: 1232, server(2).Key: 1360}
+	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, nil, true, func(k wgkey.Public) int { return limit[k] })
+	var got []int
+	for _, peer := range p.peers {
+		got = append(got, peer.MTU)
+	}
+	for _, r := range p.routes {
+		got = append(got, r.MTU)
+	}
+	if want := []int{1232, 1360, 0, 1232, 1280, 1360, 1360, 0, 0}; !slices.Equal(got, want) {
+		t.Errorf("MTUs of peers and of their two routes are %v, want %v", got, want)
+	}
+}
+
 func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
-	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, nil, false).routes {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, nil, false, unlimited).routes {
 		if r.Dst.Addr().Is6() {
 			t.Errorf("route %v", r.Dst)
 		}
@@ -68,7 +85,7 @@ func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
 func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
 	me := server(0)
 	me.RemovedAt = time.Now()
-	if p := makePlan(mesh(me, server(1)), me.Key, nil, true); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+	if p := makePlan(mesh(me, server(1)), me.Key, nil, true, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
 		t.Errorf("got %+v", p)
 	}
 }
@@ -82,7 +99,7 @@ func TestPlanNames(t *testing.T) {
 		at("fedcba9876543210", "api", "", "", "10.210.0.11", registry.Healthy),
 		at("aaaaaaaaaaaaaaaa", "db", "", "", "10.210.0.12", registry.Unhealthy),
 		at("x.y", "db2", "", "", "10.210.0.13", registry.Starting),
-	}, true)
+	}, true, unlimited)
 	got := map[string]string{}
 	for _, n := range p.zone.Names {
 		var ips []string

@@ -29,7 +29,8 @@ func (n *Node) preflight() error {
 	if err != nil {
 		return err
 	}
-	n.ipv6, n.mtu = true, mtu
+	n.ipv6 = true
+	n.mtu.Store(int32(mtu))
 	var refused []error
 	for _, p := range problems {
 		if !p.Degraded {

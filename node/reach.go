@@ -37,8 +37,8 @@ func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolutio
 		return control.Resolution{}, usage.Errorf("name %q: is not a domain name", name)
 	}
 	domain := n.members.Topology().Domain
-	if !strings.Contains(strings.TrimSuffix(name, "."), ".") { // what a container's search list does
-		name = strings.TrimSuffix(name, ".") + "." + domain
+	if !strings.Contains(name, ".") { // what a container's search list does
+		name += "." + domain
 	}
 	name = dns.Fqdn(name)
 	res, err := n.dns.Resolve(ctx, name, qtype)
@@ -77,7 +77,7 @@ func (n api) Ping(ctx context.Context, r control.PingRequest, reply func(control
 	case time.Duration(r.Interval) < 10*time.Millisecond:
 		return usage.Errorf("interval %s: want at least 10ms", time.Duration(r.Interval))
 	case time.Duration(r.Timeout) <= 0 || time.Duration(r.Timeout) > time.Minute:
-		return usage.Errorf("timeout %s: want up to 1m", time.Duration(r.Timeout))
+		return usage.Errorf("timeout %s: want more than 0s, up to 1m", time.Duration(r.Timeout))
 	case r.Size < 24 || r.Size > 65000: // the library keeps 24 bytes of its own in it
 		return usage.Errorf("size %d: want 24 to 65000 bytes", r.Size)
 	}
@@ -117,7 +117,12 @@ func (n api) target(ctx context.Context, text string) (netip.Addr, error) {
 		if !topo.Cluster.Contains(a) && !ipplan.ManagementPrefix.Contains(a) {
 			return a, usage.Errorf("address %s: is not in the mesh (%s, %s)", a, topo.Cluster, ipplan.ManagementPrefix)
 		}
-		return a, nil
+		for _, s := range members(topo) {
+			if s.Subnet.Contains(a) || s.ManagementIP == a {
+				return a, nil
+			}
+		}
+		return a, usage.Errorf("address %s: belongs to no server of the mesh, see `jiji-node server list`", a)
 	}
 	for _, s := range members(topo) {
 		if strings.EqualFold(text, s.ID) || strings.EqualFold(text, s.Hostname) {

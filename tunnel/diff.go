@@ -11,20 +11,6 @@ import (
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
-// A Peer is a peer as wanted. Its endpoint is not part of that: see Move.
-type Peer struct {
-	Key        wgkey.Public
-	AllowedIPs []netip.Prefix // in any order; no two peers may want the same one
-	Keepalive  time.Duration  // whole seconds up to 65535; zero: off
-	MTU        int            // bytes in a packet that the path to it carries; zero: the interface's
-}
-
-// A Change is one thing that SetPeers had to do.
-type Change struct {
-	Key  wgkey.Public // zero for a change of the device itself
-	What string       // of a peer: added, removed, allowed ips, keepalive, preshared key; of the device: private key, listen port, fwmark
-}
-
 // want is all that a device should be.
 type want struct {
 	key   wgkey.Private

@@ -2,17 +2,16 @@ package tunnel
 
 import (
 	"net/netip"
-	"slices"
 	"sync/atomic"
 
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
 // limits say how large packets may be. They are not modified.
 type limits struct {
-	mtu     int         // of the interface
-	peers   []peerLimit // for those whose path carries less
-	minimum int         // of all
+	mtu   int         // of the interface
+	peers []peerLimit // of those that have one
 }
 
 type peerLimit struct {
@@ -21,12 +20,11 @@ type peerLimit struct {
 }
 
 func newLimits(mtu int, peers []Peer) *limits {
-	l := &limits{mtu: mtu, minimum: mtu}
+	l := &limits{mtu: mtu}
 	for _, p := range peers {
-		if p.MTU == 0 || p.MTU >= mtu {
+		if p.MTU == 0 {
 			continue
 		}
-		l.minimum = min(l.minimum, p.MTU)
 		for _, prefix := range p.AllowedIPs {
 			l.peers = append(l.peers, peerLimit{prefix, p.MTU})
 		}
@@ -46,71 +44,54 @@ func (l *limits) of(a netip.Addr) int {
 
 // A limitedTUN lets TCP know how large packets may be. Whole packets with
 // complete checksums pass here: below, reading splits what the kernel hands over
-// in one piece and writing joins it.
+// in one piece, and writing joins it.
 type limitedTUN struct {
 	tun.Device
 	limits atomic.Pointer[limits]
-	alone  [][]byte // read, and to be handed over each in a batch of its own
 }
 
-// Read reads like Device, except that a packet too large for its peer's path is
-// handed over alone. On its way it will be fragmented, and that the kernel does
-// to single datagrams only: of a batch, which it is given in one piece for
-// segmentation offload, nothing would be sent. IPv6 packets alone can be too
-// large: others keep to the MTU of their route, which IPv6 has not below 1280.
 func (t *limitedTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	if len(t.alone) > 0 {
-		sizes[0] = copy(bufs[0][offset:], t.alone[0])
-		t.alone = t.alone[1:]
-		return 1, nil
-	}
 	n, err := t.Device.Read(bufs, sizes, offset)
 	l := t.limits.Load()
-	split := false
 	for i := range n {
-		b := bufs[i][offset : offset+sizes[i]]
-		if mayLimitMSS(b) {
-			limitMSS(b, l.of(address(b, target)))
-		}
-		if l.minimum < minMTU && len(b) > l.minimum && b[0]>>4 == 6 {
-			split = split || len(b) > l.of(address(b, target))
+		if b := bufs[i][offset : offset+sizes[i]]; mayLimitMSS(b) {
+			limit := l.of(targetOf(b))
+			limitMSS(b, func(packet int) int { return min(packet, limit) })
 		}
 	}
-	if !split {
-		return n, err
-	}
-	for i := 1; i < n; i++ {
-		t.alone = append(t.alone, slices.Clone(bufs[i][offset:offset+sizes[i]]))
-	}
-	return 1, err
+	return n, err
 }
 
+// Write also sees to what this end will send: the device fills it up to a
+// multiple of 16 bytes, which might no longer fit the interface of a far end whose
+// MTU is smaller than this one's and no such multiple.
 func (t *limitedTUN) Write(bufs [][]byte, offset int) (int, error) {
 	l := t.limits.Load()
 	for _, b := range bufs {
 		if b = b[offset:]; mayLimitMSS(b) {
-			limitMSS(b, l.of(address(b, source)))
+			limit := l.of(sourceOf(b))
+			limitMSS(b, func(packet int) int {
+				if packet = min(packet, limit); packet < l.mtu {
+					packet -= packet % device.PaddingMultiple
+				}
+				return packet
+			})
 		}
 	}
 	return t.Device.Write(bufs, offset)
 }
 
-// An end is one of the two of a packet.
-type end int
+// sourceOf and targetOf return an address of a packet; zero if b is none.
+func sourceOf(b []byte) netip.Addr { return addressAt(b, 12, 8) }
+func targetOf(b []byte) netip.Addr { return addressAt(b, 16, 24) }
 
-const (
-	source end = iota
-	target
-)
-
-// address returns the address of one end of a packet; zero if b is none.
-func address(b []byte, which end) netip.Addr {
+func addressAt(b []byte, at4, at6 int) netip.Addr {
 	var a netip.Addr
 	switch {
 	case len(b) >= ipv4Header && b[0]>>4 == 4:
-		a, _ = netip.AddrFromSlice(b[12+4*which:][:4])
+		a, _ = netip.AddrFromSlice(b[at4:][:4])
 	case len(b) >= ipv6Header && b[0]>>4 == 6:
-		a, _ = netip.AddrFromSlice(b[8+16*which:][:16])
+		a, _ = netip.AddrFromSlice(b[at6:][:16])
 	}
 	return a
 }

@@ -92,7 +92,7 @@ func configureLink(name string, mtu int, addresses []netip.Prefix) (changed []st
 		case err == nil:
 			changed = append(changed, "address "+a.String())
 		case a.Addr().Is6() && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EAFNOSUPPORT)):
-			return changed, fmt.Errorf("add %v to %s: %w (%w): see sysctl net.ipv6.conf.%[2]s.disable_ipv6 and the kernel's ipv6.disable", a, name, ErrNoIPv6, err)
+			return changed, fmt.Errorf("add %v to %s: %w (%w): `sysctl -w net.ipv6.conf.default.disable_ipv6=0` enables it, unless the kernel runs with ipv6.disable=1", a, name, ErrNoIPv6, err)
 		default:
 			return changed, fmt.Errorf("add %v to %s: %w", a, name, err)
 		}

@@ -61,11 +61,12 @@ func mayLimitMSS(b []byte) bool {
 }
 
 // limitMSS makes a TCP SYN or SYN-ACK that announces a larger maximum segment
-// size announce what fits into packets of mtu bytes, and keeps its checksum as
-// right as it was. All else stays as it is: what announces less or nothing (the
-// far end assumes 536 then, 1220 in IPv6: RFC 9293, section 3.7.1), fragments
-// but for a first one with the whole TCP header, what is malformed.
-func limitMSS(b []byte, mtu int) {
+// size announce one whose packets fit: fit says how large one of so many bytes may
+// be. The checksum is then as right as it was. All else stays as it is: what
+// announces less or nothing (the far end assumes 536 then, 1220 in IPv6: RFC 9293,
+// section 3.7.1), fragments but for a first one with the whole TCP header, what is
+// malformed.
+func limitMSS(b []byte, fit func(packet int) int) {
 	tcp, headers := findTCP(b)
 	if len(tcp) < tcpHeader || tcp[tcpFlags]&(syn|rst|fin) != syn {
 		return
@@ -74,7 +75,6 @@ func limitMSS(b []byte, mtu int) {
 	if length < tcpHeader || length > len(tcp) {
 		return
 	}
-	limit := uint16(min(max(mtu-headers, 0), 1<<16-1))
 	for at := tcpHeader; at < length; {
 		switch tcp[at] {
 		case optionEnd:
@@ -91,7 +91,8 @@ func limitMSS(b []byte, mtu int) {
 			return
 		}
 		if tcp[at] == optionMSS && size == lengthMSS {
-			if old := binary.BigEndian.Uint16(tcp[at+2:]); old > limit {
+			old := binary.BigEndian.Uint16(tcp[at+2:])
+			if limit := uint16(min(max(fit(int(old)+headers)-headers, 0), 1<<16-1)); old > limit {
 				binary.BigEndian.PutUint16(tcp[at+2:], limit)
 				adjustSum(tcp[tcpSum:], at+2, old, limit)
 			}

@@ -3,11 +3,15 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -75,6 +79,8 @@ func with(b []byte, edit func([]byte)) []byte {
 	return b
 }
 
+func upTo(mtu int) func(int) int { return func(packet int) int { return min(packet, mtu) } }
+
 func TestLimitMSS(t *testing.T) {
 	mss := func(v uint16) []byte { return []byte{optionMSS, lengthMSS, byte(v >> 8), byte(v)} }
 	syn4 := func(options ...byte) []byte { return tcpPacket(from4, to4, syn, options...) }
@@ -136,7 +142,7 @@ func TestLimitMSS(t *testing.T) {
 			}
 			got := slices.Clone(c.in)
 			if mayLimitMSS(got) {
-				limitMSS(got, mtu)
+				limitMSS(got, upTo(mtu))
 			} else if !bytes.Equal(c.in, c.want) {
 				t.Error("mayLimitMSS says no")
 			}
@@ -166,7 +172,7 @@ func FuzzLimitMSS(f *testing.F) {
 			}
 		}
 		out := slices.Clone(in)
-		limitMSS(out, int(mtu))
+		limitMSS(out, upTo(int(mtu)))
 		if len(out) != len(in) {
 			t.Fatalf("%d bytes became %d", len(in), len(out))
 		}
@@ -186,7 +192,7 @@ func FuzzLimitMSS(f *testing.F) {
 				t.Errorf("byte %d changed", i)
 			}
 		}
-		if again := slices.Clone(out); !bytes.Equal(again, with(again, func(b []byte) { limitMSS(b, int(mtu)) })) {
+		if again := slices.Clone(out); !bytes.Equal(again, with(again, func(b []byte) { limitMSS(b, upTo(int(mtu))) })) {
 			t.Error("a second time changes it again")
 		}
 	})
@@ -227,7 +233,7 @@ func (m *memoryTUN) BatchSize() int           { return 128 }
 // readAll reads batches until there are no more.
 func readAll(t *testing.T, d tun.Device) (batches [][][]byte) {
 	t.Helper()
-	bufs, sizes := make([][]byte, 8), make([]int, 8)
+	bufs, sizes := make([][]byte, 16), make([]int, 16)
 	for i := range bufs {
 		bufs[i] = make([]byte, 2048)
 	}
@@ -264,12 +270,16 @@ func TestLimitedTUN(t *testing.T) {
 		syn(from4, to4, 1460), syn(to4, from4, 1460), // the peer's at either end
 		syn(from6, to6, 1460), syn(to6, from6, 1460),
 		syn(from4, addr("10.210.3.10"), 1460), syn(from4, addr("10.210.4.10"), 1460),
+		syn(from4, from4, 1381), syn(from4, from4, 1380), syn(from4, from4, 1379), // the far end's MTU: larger, equal, smaller
+		syn(from4, from4, 1368), syn(from4, from4, 1300), syn(from4, from4, 0),
 		nil,
 	}
 	want := [][]byte{
 		syn(from4, to4, 1192), syn(to4, from4, 1380),
 		syn(from6, to6, 1172), syn(to6, from6, 1360),
 		syn(from4, addr("10.210.3.10"), 1380), syn(from4, addr("10.210.4.10"), 1380),
+		syn(from4, from4, 1380), syn(from4, from4, 1380), syn(from4, from4, 1379),
+		syn(from4, from4, 1368), syn(from4, from4, 1300), syn(from4, from4, 0),
 		{},
 	}
 	mem.reads = [][][]byte{in}
@@ -283,47 +293,60 @@ func TestLimitedTUN(t *testing.T) {
 	}
 	want[0], want[1] = syn(from4, to4, 1380), syn(to4, from4, 1192)
 	want[2], want[3] = syn(from6, to6, 1360), syn(to6, from6, 1172)
+	copy(want[6:], [][]byte{
+		syn(from4, from4, 1380), syn(from4, from4, 1380), syn(from4, from4, 1368),
+		syn(from4, from4, 1368), syn(from4, from4, 1288), syn(from4, from4, 0),
+	})
 	if _, err := d.Write(bufs, 16); err != nil || !slices.EqualFunc(mem.wrote, want, bytes.Equal) {
 		t.Errorf("wrote %x, %v\nwant  %x", mem.wrote, err, want)
 	}
 }
 
-// What will be fragmented travels alone, in order, and only that does.
-func TestLimitedTUNSplitsBatches(t *testing.T) {
-	udp := func(to netip.Addr, size int) []byte {
-		b := tcpPacket(from6, to, 0)
-		b[6] = 17
-		return append(b, make([]byte, size-len(b))...)
+// A batchBind sends no batch and no message larger than its limit.
+type batchBind struct {
+	conn.Bind
+	limit int
+	sent  *[]string
+}
+
+func (b batchBind) Send(packets [][]byte, _ conn.Endpoint) error {
+	for _, p := range packets {
+		if len(packets) > 1 && len(p) > 1 || len(p) > b.limit {
+			return &net.OpError{Op: "write", Err: os.NewSyscallError("sendmmsg", syscall.EMSGSIZE)}
+		}
+		*b.sent = append(*b.sent, string(p))
 	}
-	other := netip.MustParseAddr("fdcc:3::3")
-	fits, large, others := udp(to6, 1232), udp(to6, 1233), udp(other, 1280)
-	large4 := append(tcpPacket(from4, to4, 0x10), make([]byte, 1300)...)
+	return nil
+}
+
+func TestSizedBind(t *testing.T) {
+	var sent []string
+	tooLarge := make(chan struct{}, 1)
+	b := sizedBind{batchBind{limit: 3, sent: &sent}, tooLarge}
 	for _, c := range []struct {
-		name  string
-		reads [][][]byte
-		want  []int // sizes of the batches
+		packets string
+		sent    string
+		told    int
+		ok      bool
 	}{
-		{"all fit", [][][]byte{{fits, fits}, {fits}}, []int{2, 1}},
-		{"large ones of others", [][][]byte{{others, others}}, []int{2}},
-		{"IPv4", [][][]byte{{large4, large4}}, []int{2}},
-		{"one alone", [][][]byte{{large}, {fits, fits}}, []int{1, 2}},
-		{"among others", [][][]byte{{fits, large, others}, {fits, fits}}, []int{1, 1, 1, 2}},
+		{"a b c", "a b c", 0, true},
+		{"aaa", "aaa", 0, true},
+		{"aa bb c", "aa bb c", 1, true},
+		{"aaaa", "", 1, false},
+		{"a bbbb ccc", "a a ccc", 1, false}, // the first was sent in the batch
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			d := &limitedTUN{Device: &memoryTUN{reads: c.reads}}
-			d.limits.Store(newLimits(1280, limitedPeers))
-			var sizes []int
-			got := readAll(t, d)
-			for _, batch := range got {
-				sizes = append(sizes, len(batch))
-			}
-			if !slices.Equal(sizes, c.want) {
-				t.Errorf("batches of %d, want %d", sizes, c.want)
-			}
-			if !slices.EqualFunc(slices.Concat(got...), slices.Concat(c.reads...), bytes.Equal) {
-				t.Error("not the packets that went in, in their order")
-			}
-		})
+		sent = nil
+		var packets [][]byte
+		for _, p := range strings.Fields(c.packets) {
+			packets = append(packets, []byte(p))
+		}
+		err := b.Send(packets, nil)
+		if got := strings.Join(sent, " "); got != c.sent || len(tooLarge) != c.told || (err == nil) != c.ok {
+			t.Errorf("%s: sent %q, told %d times, %v; want %q, %d, ok %v", c.packets, got, len(tooLarge), err, c.sent, c.told, c.ok)
+		}
+		if len(tooLarge) > 0 {
+			<-tooLarge
+		}
 	}
 }
 

@@ -1,22 +1,15 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
 
-const (
-	minMTU     = 1280 // RFC 8200, section 5
-	minPeerMTU = 576  // what everything takes that speaks IPv4 (RFC 1122, section 3.3.2)
-)
-
-func checkMTU(mtu int) error {
-	if mtu < minMTU || mtu > device.MaxContentSize {
-		return fmt.Errorf("MTU %d: want %d to %d", mtu, minMTU, device.MaxContentSize)
-	}
-	return nil
-}
+const minPeerMTU = 576 // what everything takes that speaks IPv4 (RFC 1122, section 3.3.2)
 
 // MTU returns the MTU that the interface is to have, in bytes.
 func (t *Tunnel) MTU() int { return t.tun.limits.Load().mtu }
@@ -24,48 +17,58 @@ func (t *Tunnel) MTU() int { return t.tun.limits.Load().mtu }
 // SetMTU changes the MTU of the interface, and what TCP is let know of it. Peers
 // keep a smaller one of theirs. When it fails, Restore is to do the rest.
 func (t *Tunnel) SetMTU(mtu int) error {
-	if err := checkMTU(mtu); err != nil {
-		return fmt.Errorf("set MTU: %w", err)
+	if mtu < minMTU || mtu > device.MaxContentSize {
+		return fmt.Errorf("set MTU %d: want %d to %d", mtu, minMTU, device.MaxContentSize)
 	}
 	if t.isClosed() {
 		return ErrClosed
 	}
 	t.setting.Lock()
 	defer t.setting.Unlock()
-	l := *t.tun.limits.Load()
-	l.mtu, l.minimum = mtu, min(l.minimum, mtu)
-	t.tun.limits.Store(&l)
+	t.tun.limits.Store(&limits{mtu, t.tun.limits.Load().peers})
 	if _, err := configureLink(t.cfg.Name, mtu, t.cfg.Addresses); err != nil { // of which the device hears by an event
 		return fmt.Errorf("set MTU: %w", err)
 	}
 	return nil
 }
 
-// TooLarge receives when packets were not sent because the path to a peer turned
-// out to carry less than they need: a smaller MTU for that peer is called for.
-// Several times may come as one.
+// TooLarge receives when the path to a peer turned out to carry less than packets
+// for it need: they arrive in fragments, but a smaller MTU for that peer is
+// called for. Several times may come as one.
 func (t *Tunnel) TooLarge() <-chan struct{} { return t.tooLarge }
 
-// notice makes the device's complaints about that go to TooLarge.
-func (t *Tunnel) notice(l *device.Logger) *device.Logger {
-	log := l.Errorf
-	l.Errorf = func(format string, args ...any) {
-		for _, a := range args {
-			if err, ok := a.(error); ok && tooLarge(err) {
-				select {
-				case t.tooLarge <- struct{}{}:
-				default: // it is known already
-				}
-				return
-			}
-		}
-		log(format, args...)
+// A sizedBind sends what is too large for its path in fragments.
+type sizedBind struct {
+	conn.Bind
+	tooLarge chan<- struct{}
+}
+
+// Send sends one by one what could not be sent at once. The kernel makes
+// fragments of single datagrams only, and of those that a batch makes one of,
+// for segmentation offload, it sends none: on a path whose MTU it has just
+// learned the WireGuard device would lose all but single packets. What it did
+// send comes twice, which the far end is used to.
+func (b sizedBind) Send(packets [][]byte, ep conn.Endpoint) error {
+	err := b.Bind.Send(packets, ep)
+	if !errors.Is(err, syscall.EMSGSIZE) {
+		return err
 	}
-	return l
+	select {
+	case b.tooLarge <- struct{}{}:
+	default: // it is known already
+	}
+	if len(packets) == 1 {
+		return err
+	}
+	err = nil
+	for i := range packets {
+		err = errors.Join(err, b.Bind.Send(packets[i:i+1], ep))
+	}
+	return err
 }
 
 // fragmentable makes the sockets in use fragmentable. Without that all works but
-// paths through a smaller MTU whose ICMP is dropped.
+// paths with a smaller MTU whose ICMP is dropped.
 func (t *Tunnel) fragmentable() {
 	if err := fragmentable(t.cfg.ListenPort); err != nil {
 		t.cfg.Log.Warn("large packets may get lost on the way", "err", err)

@@ -11,6 +11,20 @@ import (
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
+// A Peer is a peer as wanted. Its endpoint is not part of that: see Move.
+type Peer struct {
+	Key        wgkey.Public
+	AllowedIPs []netip.Prefix // in any order; no two peers may want the same one
+	Keepalive  time.Duration  // whole seconds up to 65535; zero: off
+	MTU        int            // bytes in a packet that the path to it carries; zero: the interface's
+}
+
+// A Change is one thing that SetPeers had to do.
+type Change struct {
+	Key  wgkey.Public // zero for a change of the device itself
+	What string       // of a peer: added, removed, allowed ips, keepalive, preshared key; of the device: private key, listen port, fwmark
+}
+
 // A PeerStatus is a peer as the device has it.
 type PeerStatus struct {
 	Key           wgkey.Public
@@ -69,9 +83,10 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 }
 
 // Move makes the peer use endpoint and asks it at once for a new handshake
-// there. What the peer is sent meanwhile waits for that. Two calls for one peer
-// have to be more than 20 ms apart, or the second handshake is not answered:
-// WireGuard takes it for a flood.
+// there. What the peer is sent meanwhile waits for that. If the handshake cannot
+// be sent, as when there is no route, it returns why; endpoint is in use all the
+// same. Two calls for one peer have to be more than 20 ms apart, or the second
+// handshake is not answered: WireGuard takes it for a flood.
 func (t *Tunnel) Move(key wgkey.Public, endpoint netip.AddrPort) error {
 	err := t.move(key, endpoint)
 	if err != nil {

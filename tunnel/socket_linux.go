@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -64,6 +63,3 @@ func fragmentableSocket(fd int, port uint16) (ours bool, err error) {
 	}
 	return false, nil
 }
-
-// tooLarge reports whether err is that a datagram does not fit its path.
-func tooLarge(err error) bool { return errors.Is(err, unix.EMSGSIZE) }

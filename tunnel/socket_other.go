@@ -3,5 +3,3 @@
 package tunnel
 
 func fragmentable(uint16) error { return errNotLinux }
-
-func tooLarge(error) bool { return false }

@@ -26,13 +26,13 @@ import (
 var ErrClosed = errors.New("tunnel is closed")
 
 // ErrNoIPv6 is wrapped by what Open and Restore return when an IPv6 address
-// cannot be added because IPv6 is disabled, for the interface or the machine.
-// Nothing is left open then: to run without, call Open again with the IPv4
-// addresses only.
+// cannot be added because IPv6 is disabled, for the interface or the machine. To
+// run without, call Open again with the IPv4 addresses alone.
 var ErrNoIPv6 = errors.New("IPv6 is disabled")
 
 const (
-	socketCheck = 10 * time.Second // how often Run looks whether the socket file is still there
+	minMTU      = 1280            // RFC 8200, section 5
+	socketCheck = 2 * time.Second // how often Run looks whether the socket file is still there
 )
 
 // A Config says what the device is. Peers come later.
@@ -100,8 +100,8 @@ func (cfg Config) check() error {
 	switch {
 	case cfg.Name == "" || len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsFunc(cfg.Name, notInName):
 		return fmt.Errorf("interface name %q: want 1 to 15 letters, digits, dots, dashes or underscores", cfg.Name)
-	case checkMTU(cfg.MTU) != nil:
-		return checkMTU(cfg.MTU)
+	case cfg.MTU < minMTU || cfg.MTU > device.MaxContentSize:
+		return fmt.Errorf("MTU %d: want %d to %d", cfg.MTU, minMTU, device.MaxContentSize)
 	case cfg.Key.IsZero():
 		return errors.New("no private key")
 	}
@@ -120,14 +120,15 @@ func notInName(r rune) bool {
 // start makes the device on dev and bind, with its key and port, and up. It
 // closes dev when it fails.
 func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
-	wrapped, err := wrap(dev)
+	in, out := newGate(), newGate()
+	wrapped, err := wrap(dev, in, out)
 	if err != nil {
 		dev.Close()
 		return nil, err
 	}
 	t := &Tunnel{cfg: cfg, bind: bind, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
 	t.tun.limits.Store(newLimits(cfg.MTU, nil))
-	t.dev = device.NewDevice(t.tun, bind, t.notice(deviceLog(cfg.Log)))
+	t.dev = device.NewDevice(t.tun, &gatedBind{sizedBind{bind, t.tooLarge}, in, out, newIndices()}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()

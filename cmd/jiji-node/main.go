@@ -33,10 +33,15 @@ import (
 var version = "dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := execute(ctx, os.Args[1:], os.Environ())
-	stop()
-	os.Exit(code)
+	os.Exit(execute(context.Background(), os.Args[1:], os.Environ()))
+}
+
+// untilSignal is ctx until the first SIGINT or SIGTERM; a second one ends the
+// process. Commands that have nothing to end in order do without it.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 // An app is what the commands share: the flags that they all have.
@@ -90,12 +95,13 @@ environment, which beats the file. "jiji-node config show" prints where each
 value came from. Exit code 2 means that what was typed or configured is wrong,
 1 that the machine or the network refuses.`,
 		Example:           "  jiji-node run\n  jiji-node status --watch",
-		Args:              cobra.NoArgs,
+		Args:              group,
 		RunE:              showHelp,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRunE: a.prepare,
 	}
+	root.SetHelpCommand(helpCommand(root))
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see `%s --help`)", settings.Nearest(err, c.Flags()), c.CommandPath())
 	})
@@ -107,6 +113,7 @@ value came from. Exit code 2 means that what was typed or configured is wrong,
 	f.StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.runCommand(), a.downCommand(), a.uninstallCommand(), a.initCommand(), a.serverCommand(), a.serviceCommand(), a.statusCommand(),
 		a.resolveCommand(), a.pingCommand(), a.configCommand(), a.versionCommand())
+	addCompletion(root)
 	return root
 }
 
@@ -119,7 +126,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) (err error) {
 	if err != nil {
 		return err
 	}
-	if a.log, err = newLog(a.logLevel, a.logFormat); err != nil {
+	if a.log, err = a.newLog(); err != nil {
 		return err
 	}
 	for _, w := range warnings {
@@ -157,19 +164,31 @@ func (a *app) knownFlags() []string {
 	return names
 }
 
-func newLog(level, format string) (*slog.Logger, error) {
+func (a *app) newLog() (*slog.Logger, error) {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usage.Errorf("--log-level %q: want debug, info, warn or error", level)
+	if err := l.UnmarshalText([]byte(a.logLevel)); err != nil {
+		return nil, a.wrong("log-level", fmt.Errorf("%q: want debug, info, warn or error", a.logLevel))
 	}
 	o := &slog.HandlerOptions{Level: l}
-	switch format {
+	switch a.logFormat {
 	case "text":
 		return slog.New(slog.NewTextHandler(os.Stderr, o)), nil
 	case "json":
 		return slog.New(slog.NewJSONHandler(os.Stderr, o)), nil
 	}
-	return nil, usage.Errorf("--log-format %q: want text or json", format)
+	return nil, a.wrong("log-format", fmt.Errorf("%q: want text or json", a.logFormat))
+}
+
+// wrong is err, which is about the value of a setting, with where that came from.
+func (a *app) wrong(name string, err error) error {
+	origin := a.origin(name)
+	if file, ok := strings.CutPrefix(origin, "file "); ok {
+		return usage.Errorf("%s: %s: %w", file, name, err)
+	}
+	if strings.HasPrefix(origin, "environment ") {
+		return usage.Errorf("%s: %w", origin, err)
+	}
+	return usage.Errorf("--%s: %w", name, err)
 }
 
 func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -185,35 +204,51 @@ func (a *app) knownTopology() (topology.Topology, error) {
 	return t, usage.Mark(err)
 }
 
-func parseCluster(text string) (netip.Prefix, error) {
+func (a *app) parseCluster(text string) (netip.Prefix, error) {
 	p, err := ipplan.ParseCluster(text)
 	if err != nil {
-		return p, usage.Errorf("--cluster-cidr: %w", err)
+		return p, a.wrong("cluster-cidr", err)
 	}
 	return p, nil
 }
 
-// parseEndpoints reads "IP" or "IP:PORT"; without a port it is WireGuard's.
-func parseEndpoints(texts []string, port uint16) ([]netip.AddrPort, error) {
-	var eps []netip.AddrPort
-	for _, text := range texts {
-		ep, err := netip.ParseAddrPort(text)
-		if err != nil {
-			ip, err := netip.ParseAddr(text)
-			if err != nil {
-				return nil, usage.Errorf("--endpoint %q: want IP or IP:PORT, such as 203.0.113.10:51820 or [2001:db8::1]:51820", text)
-			}
-			ep = netip.AddrPortFrom(ip, port)
-		}
-		eps = append(eps, ep)
+func (a *app) parseDomain(text string) (string, error) {
+	domain, err := topology.ParseDomain(text)
+	if err != nil {
+		return "", a.wrong("domain", err)
 	}
-	return eps, nil
+	return domain, nil
+}
+
+// parseAddrs reads the values of a setting, each "IP" or "IP:PORT".
+func (a *app) parseAddrs(name string, texts []string, port uint16) ([]netip.AddrPort, error) {
+	var out []netip.AddrPort
+	for _, text := range texts {
+		v, err := parseAddr(text, port)
+		if err != nil {
+			return nil, a.wrong(name, err)
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// parseAddr reads "IP" or "IP:PORT"; port is meant where there is none.
+func parseAddr(text string, port uint16) (netip.AddrPort, error) {
+	if v, err := netip.ParseAddrPort(text); err == nil {
+		return v, nil
+	}
+	ip, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q: want IP or IP:PORT, such as 203.0.113.10 or [2001:db8::1]:%d", text, port)
+	}
+	return netip.AddrPortFrom(ip, port), nil
 }
 
 func (a *app) versionCommand() *cobra.Command {
 	asJSON := false
 	c := &cobra.Command{
-		Use: "version", Short: "Print the versions of this program and of the running node", Example: "  jiji-node version --json", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the versions of this program and of the running node", Example: "  jiji-node version --json", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := struct {
 				Version   string `json:"version"`

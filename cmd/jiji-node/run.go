@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,9 +15,12 @@ import (
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/ipplan"
-	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/node/usage"
 )
+
+// gcPercent keeps the heap small: WireGuard makes a piece of garbage for each
+// received packet, beside buffers that live for ever and would let it grow.
+const gcPercent = 30
 
 // A runFlags is what `run` can be told.
 type runFlags struct {
@@ -68,7 +72,7 @@ it gets a key, subnet 0 and an embedded registry. What is in the way is said
 before anything is touched; with --check that is all that is done, and nothing is
 touched at all.`,
 		Example: "  jiji-node run --check && jiji-node run\n  jiji-node run --network /etc/jiji/network.json --endpoint 203.0.113.10",
-		Args:    cobra.NoArgs,
+		Args:    count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asJSON && !check {
 				return usage.Errorf("--json: goes with --check")
@@ -77,17 +81,22 @@ touched at all.`,
 				return printReadiness(cmd.OutOrStdout(), node.Readiness{Ready: true, Problems: []host.Problem{}}, asJSON)
 			}
 			if !r.enabled {
-				return node.RunDisabled(a.log)
+				return node.RunDisabled(a.log.With("from", a.origin("network-enabled")))
 			}
 			cfg, err := a.nodeConfig(r)
 			if err != nil {
 				return err
 			}
-			if !check {
-				return node.Run(cmd.Context(), cfg)
+			if check {
+				ready, err := node.Check(cfg)
+				return errors.Join(printReadiness(cmd.OutOrStdout(), ready, asJSON), err)
 			}
-			ready, err := node.Check(cfg)
-			return errors.Join(printReadiness(cmd.OutOrStdout(), ready, asJSON), err)
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return node.Run(ctx, cfg)
 		},
 	}
 	a.addRunFlags(c.Flags(), &r)
@@ -126,29 +135,21 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 		Version: version, Settings: a.settings(), Log: a.log,
 	}
 	var err error
-	if cfg.Endpoints, err = parseEndpoints(r.endpoints, a.listenPort); err != nil {
+	if cfg.Endpoints, err = a.parseAddrs("endpoint", r.endpoints, a.listenPort); err != nil {
+		return cfg, err
+	}
+	if cfg.Upstreams, err = a.parseAddrs("dns-upstream", r.upstreams, 53); err != nil {
 		return cfg, err
 	}
 	if a.chosen("cluster-cidr") {
-		if cfg.Cluster, err = parseCluster(r.cluster); err != nil {
+		if cfg.Cluster, err = a.parseCluster(r.cluster); err != nil {
 			return cfg, err
 		}
 	}
 	if a.chosen("domain") {
-		if cfg.Domain, err = topology.ParseDomain(r.domain); err != nil {
-			return cfg, usage.Errorf("--domain: %w", err)
+		if cfg.Domain, err = a.parseDomain(r.domain); err != nil {
+			return cfg, err
 		}
-	}
-	for _, text := range r.upstreams {
-		ep, err := netip.ParseAddrPort(text)
-		if err != nil {
-			ip, err := netip.ParseAddr(text)
-			if err != nil {
-				return cfg, usage.Errorf("--dns-upstream %q: want IP or IP:PORT, such as 1.1.1.1", text)
-			}
-			ep = netip.AddrPortFrom(ip, 53)
-		}
-		cfg.Upstreams = append(cfg.Upstreams, ep)
 	}
 	for _, name := range r.forward {
 		if badInterface(name) || name == "lo" || name == a.link {
@@ -159,30 +160,33 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	case r.nat != "identity" && r.nat != "masquerade":
 		return cfg, usage.Errorf("--nat %q: want identity or masquerade", r.nat)
 	case a.listenPort == 0:
-		return cfg, usage.Errorf("--listen-port 0: want 1 to 65535: peers have to know it")
+		return cfg, a.wrong("listen-port", errors.New("0, want 1 to 65535: peers have to know it"))
 	case r.dnsPort == 0:
-		return cfg, usage.Errorf("--dns-port 0: want 1 to 65535: containers have to know it")
+		return cfg, a.wrong("dns-port", errors.New("0, want 1 to 65535: containers have to know it"))
 	case badInterface(a.link):
-		return cfg, usage.Errorf("--interface %q: want 1 to 15 characters without slash, colon or space", a.link)
+		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 characters without slash, colon, percent sign or space", a.link))
 	case r.mtu != 0 && (r.mtu < 1280 || r.mtu > 8921):
-		return cfg, usage.Errorf("--mtu %d: want 1280 to 8921", r.mtu)
+		return cfg, a.wrong("mtu", fmt.Errorf("%d, want 1280 to 8921", r.mtu))
 	}
 	return cfg, nil
 }
 
 func badInterface(name string) bool {
-	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:")
+	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:%")
+}
+
+// origin says where the value of a setting came from.
+func (a *app) origin(name string) string {
+	for _, v := range a.values {
+		if v.Name == name {
+			return v.Origin
+		}
+	}
+	return "default"
 }
 
 // chosen reports whether the user set a flag in any way.
-func (a *app) chosen(name string) bool {
-	for _, v := range a.values {
-		if v.Name == name {
-			return v.Origin != "default"
-		}
-	}
-	return false
-}
+func (a *app) chosen(name string) bool { return a.origin(name) != "default" }
 
 func (a *app) settings() []control.Setting {
 	out := make([]control.Setting, 0, len(a.values))
@@ -196,13 +200,13 @@ func (a *app) settings() []control.Setting {
 }
 
 func (a *app) configCommand() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "The configuration", Args: cobra.NoArgs, RunE: showHelp}
+	c := &cobra.Command{Use: "config", Short: "The configuration", Example: "  jiji-node config show", Args: group, RunE: showHelp}
 	var r runFlags
 	asJSON := false
 	show := &cobra.Command{
 		Use: "show", Short: "Print each setting of `run` and where it came from",
 		Long:    "Print each setting of the node that runs and where it came from; if none runs,\nwhat `jiji-node run` with the same flags would use.",
-		Example: "  jiji-node config show\n  JIJI_MTU=1300 jiji-node config show --json", Args: cobra.NoArgs,
+		Example: "  jiji-node config show\n  JIJI_MTU=1300 jiji-node config show --json", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list []control.Setting
 			err := either(func() (err error) {

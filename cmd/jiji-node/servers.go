@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,9 +64,9 @@ servers need to know of it, public data only. Run again, it prints the same
 entry, with what the flags change. Nothing on the host's network is touched.`,
 		Example: `  jiji-node init --name web1 --index 0 --endpoint 203.0.113.10:51820 > web1.json
   jiji-node init --import /etc/wireguard/jiji0.conf`,
-		Args: cobra.NoArgs,
+		Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			eps, err := parseEndpoints(endpoints, a.listenPort)
+			eps, err := a.parseAddrs("endpoint", endpoints, a.listenPort)
 			if err != nil {
 				return err
 			}
@@ -72,15 +74,15 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 			if cmd.Flags().Changed("index") {
 				r.Index = &index
 			}
-			cfg := membership.Config{}
-			if domain != "" {
-				if cfg.Domain, err = topology.ParseDomain(domain); err != nil {
-					return usage.Errorf("--domain: %w", err)
-				}
-			}
+			var cfg membership.Config
 			cfg.Detect = func() []netip.AddrPort { return node.DetectEndpoints(a.listenPort, cfg.Cluster) }
 			if cluster != "" {
-				if cfg.Cluster, err = parseCluster(cluster); err != nil {
+				if cfg.Cluster, err = a.parseCluster(cluster); err != nil {
+					return err
+				}
+			}
+			if domain != "" {
+				if cfg.Domain, err = a.parseDomain(domain); err != nil {
 					return err
 				}
 			}
@@ -88,6 +90,9 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 			err = either(func() error {
 				if importFile != "" {
 					return a.importWhileRunning()
+				}
+				if err := a.sameMesh(cmd.Context(), cfg); err != nil {
+					return err
 				}
 				entry, err = a.client().Init(cmd.Context(), r)
 				return err
@@ -127,6 +132,23 @@ func (a *app) importWhileRunning() error {
 	return usage.Errorf("--import: a node is running with its own key; stop it first")
 }
 
+// sameMesh refuses a cluster CIDR or a domain that is not the running node's.
+func (a *app) sameMesh(ctx context.Context, cfg membership.Config) error {
+	if !cfg.Cluster.IsValid() && cfg.Domain == "" {
+		return nil
+	}
+	s, err := a.client().Status(ctx)
+	switch {
+	case err != nil:
+		return err
+	case cfg.Cluster.IsValid() && cfg.Cluster != s.Cluster:
+		return a.wrong("cluster-cidr", fmt.Errorf("%s: the node that runs belongs to the cluster %s", cfg.Cluster, s.Cluster))
+	case cfg.Domain != "" && cfg.Domain != s.Domain:
+		return a.wrong("domain", fmt.Errorf("%q: the node that runs belongs to a cluster with the domain %q", cfg.Domain, s.Domain))
+	}
+	return nil
+}
+
 func (a *app) importKey(file string) error {
 	lock, err := statefile.LockDir(a.stateDir)
 	if err != nil {
@@ -140,7 +162,7 @@ func (a *app) importKey(file string) error {
 }
 
 func (a *app) serverCommand() *cobra.Command {
-	c := &cobra.Command{Use: "server", Short: "List, add and remove the servers of the mesh", Args: cobra.NoArgs, RunE: showHelp}
+	c := &cobra.Command{Use: "server", Short: "List, add and remove the servers of the mesh", Example: "  jiji-node server list", Args: group, RunE: showHelp}
 	c.AddCommand(a.serverAdd(), a.serverList(), a.serverRemove())
 	return c
 }
@@ -155,7 +177,7 @@ and a file may hold several. An entry without a subnet gets the lowest free one.
 This machine's own entry is welcome too, so that the same command does for all.`,
 		Example: `  jiji-node server add web2.json web3.json
   cat *.json | jiji-node server add -`,
-		Args: cobra.MinimumNArgs(1),
+		Args: count(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var all []byte
 			for _, file := range args {
@@ -163,19 +185,19 @@ This machine's own entry is welcome too, so that the same command does for all.`
 				if err != nil {
 					return err
 				}
+				// Here, where an error can name the file.
+				if _, err := topology.ParseEntries(sourceName(file), bytes.NewReader(text)); err != nil {
+					return usage.Mark(err)
+				}
 				all = append(append(all, text...), '\n')
-			}
-			source := "entries"
-			if len(args) == 1 {
-				source = sourceName(args[0])
 			}
 			var added []control.Added
 			err := either(func() (err error) {
-				added, err = a.client().AddServers(cmd.Context(), all, source)
+				added, err = a.client().AddServers(cmd.Context(), all, "entries")
 				return err
 			}, func() error {
 				return a.offline(membership.Config{}, func(m *membership.Membership) (err error) {
-					added, err = node.AddEntries(m, all, source)
+					added, err = node.AddEntries(m, all, "entries")
 					return err
 				})
 			})
@@ -213,8 +235,8 @@ func readEntries(cmd *cobra.Command, file string) ([]byte, error) {
 		in = f
 	}
 	text, err := io.ReadAll(io.LimitReader(in, maxEntries+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", sourceName(file), err)
+	if err != nil { // names the file, or is about /dev/stdin
+		return nil, usage.Mark(err)
 	}
 	if len(text) > maxEntries {
 		return nil, usage.Errorf("%s: is larger than %d MiB", sourceName(file), maxEntries>>20)
@@ -225,7 +247,7 @@ func readEntries(cmd *cobra.Command, file string) ([]byte, error) {
 func (a *app) serverList() *cobra.Command {
 	asJSON := false
 	c := &cobra.Command{
-		Use: "list", Short: "List the servers of the mesh", Example: "  jiji-node server list --json", Args: cobra.NoArgs,
+		Use: "list", Short: "List the servers of the mesh", Example: "  jiji-node server list --json", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var servers []control.Server
 			err := either(func() (err error) {
@@ -261,31 +283,38 @@ func (a *app) serverList() *cobra.Command {
 }
 
 func (a *app) serverRemove() *cobra.Command {
-	force := false
+	force, asJSON := false, false
 	c := &cobra.Command{
-		Use: "remove ID", Short: "Take a server out of the mesh", Example: "  jiji-node server remove web3", Args: cobra.ExactArgs(1),
+		Use: "remove ID", Short: "Take a server out of the mesh", Example: "  jiji-node server remove web3", Args: count(1, 1),
 		Long: `Take a server out of the mesh: its entry stays as a tombstone, so that nobody
 takes it for a server that is merely absent, and its subnet rests for 24 hours.
 Run it on every server, or copy the topology.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := either(func() error {
-				_, err := a.client().RemoveServer(cmd.Context(), args[0], force)
+			var gone control.Server
+			err := either(func() (err error) {
+				gone, err = a.client().RemoveServer(cmd.Context(), args[0], force)
 				return err
 			}, func() error {
 				return a.offline(membership.Config{}, func(m *membership.Membership) error {
-					if m.Self().ID == args[0] && !force {
-						return usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", args[0])
+					if strings.EqualFold(m.Self().ID, args[0]) && !force {
+						return usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", m.Self().ID)
 					}
-					_, err := m.Remove(args[0])
+					s, err := m.Remove(args[0])
+					gone = node.ServerOf(s)
 					return err
 				})
 			})
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", args[0])
+			if err != nil {
+				return err
 			}
-			return err
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), gone)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: removed\n", gone.ID)
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "even if it is up, or this machine")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

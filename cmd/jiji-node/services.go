@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) serviceCommand() *cobra.Command {
-	c := &cobra.Command{Use: "service", Short: "The catalog of services by hand, for what no engine runs", Args: cobra.NoArgs, RunE: showHelp}
+	c := &cobra.Command{Use: "service", Short: "The catalog of services by hand, for what no engine runs", Example: "  jiji-node service list", Args: group, RunE: showHelp}
 	c.AddCommand(a.serviceList(), a.serviceRegister(), a.serviceHealth(), a.serviceDeregister(), a.serviceCleanup())
 	return c
 }
@@ -21,7 +21,7 @@ func (a *app) serviceCommand() *cobra.Command {
 func (a *app) serviceList() *cobra.Command {
 	asJSON := false
 	c := &cobra.Command{
-		Use: "list [SERVICE]", Short: "List the containers of all services, or of one", Example: "  jiji-node service list api", Args: cobra.MaximumNArgs(1),
+		Use: "list [SERVICE]", Short: "List the containers of all services, or of one", Example: "  jiji-node service list api", Args: count(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := a.client().Containers(cmd.Context())
 			if err != nil {
@@ -58,13 +58,16 @@ func (a *app) serviceRegister() *cobra.Command {
 	var v control.Container
 	ip, asJSON := "", false
 	c := &cobra.Command{
-		Use: "register SERVICE --ip ADDRESS", Short: "Give an address a service's name", Args: cobra.ExactArgs(1),
+		Use: "register SERVICE --ip ADDRESS", Short: "Give an address a service's name", Args: count(1, 1),
 		Example: `  jiji-node service register api --ip 10.210.0.10
   jiji-node service register db --ip 10.210.0.11 --project shop --port 5432/tcp`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			v.Service = args[0]
+			if ip == "" {
+				return usage.Errorf("--ip is missing: want the container's address: `%s`", cmd.CommandPath()+" "+args[0]+" --ip ADDRESS")
+			}
 			if v.IP, err = netip.ParseAddr(ip); err != nil {
-				return usage.Errorf("--ip %q: is not an IP address", ip)
+				return a.wrong("ip", fmt.Errorf("%q: want an IP address such as 10.210.0.10", ip))
 			}
 			stored, err := a.client().Register(cmd.Context(), v)
 			if err != nil {
@@ -87,13 +90,12 @@ func (a *app) serviceRegister() *cobra.Command {
 	f.StringVar(&v.Health, "health", "healthy", "healthy, unhealthy or starting")
 	f.BoolVar(&v.External, "external", false, "the address is outside the mesh")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	_ = c.MarkFlagRequired("ip")
 	return c
 }
 
 func (a *app) serviceHealth() *cobra.Command {
 	return &cobra.Command{
-		Use: "health ID healthy|unhealthy|starting", Short: "Say how a container is; only healthy ones are answered", Args: cobra.ExactArgs(2),
+		Use: "health ID healthy|unhealthy|starting", Short: "Say how a container is; only healthy ones are answered", Args: count(2, 2),
 		Example: "  jiji-node service health 3f5a… unhealthy",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := a.containerID(cmd, args[0])
@@ -106,8 +108,9 @@ func (a *app) serviceHealth() *cobra.Command {
 }
 
 func (a *app) serviceDeregister() *cobra.Command {
-	return &cobra.Command{
-		Use: "deregister ID...", Short: "Take containers out of the catalog", Args: cobra.MinimumNArgs(1),
+	asJSON := false
+	c := &cobra.Command{
+		Use: "deregister ID...", Short: "Take containers out of the catalog", Args: count(1, -1),
 		Example: "  jiji-node service deregister 3f5a…",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids := make([]string, len(args))
@@ -119,12 +122,18 @@ func (a *app) serviceDeregister() *cobra.Command {
 				ids[i] = id
 			}
 			n, err := a.client().Deregister(cmd.Context(), ids)
-			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d removed\n", n)
+			if err != nil {
+				return err
 			}
-			return err
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]int{"removed": n})
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d removed\n", n)
+			return nil
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
 // containerID completes an id of which only the beginning was typed, as engines do.
@@ -155,11 +164,14 @@ func (a *app) serviceCleanup() *cobra.Command {
 	var r control.CleanupRequest
 	older, asJSON := time.Duration(0), false
 	c := &cobra.Command{
-		Use: "cleanup [SERVICE]", Short: "Take out this server's containers that are not healthy", Args: cobra.MaximumNArgs(1),
+		Use: "cleanup [SERVICE]", Short: "Take out this server's containers that are not healthy", Args: count(0, 1),
 		Example: "  jiji-node service cleanup --older-than 10m --dry-run",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				r.Service = args[0]
+			}
+			if older < 0 {
+				return a.wrong("older-than", fmt.Errorf("%s, want 0s or more", older))
 			}
 			r.OlderThan = control.Duration(older)
 			gone, err := a.client().Cleanup(cmd.Context(), r)

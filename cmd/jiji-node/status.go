@@ -19,7 +19,7 @@ import (
 func (a *app) statusCommand() *cobra.Command {
 	asJSON, watch, every := false, false, time.Second
 	c := &cobra.Command{
-		Use: "status", Short: "Show this node and its peers", Example: "  jiji-node status --watch\n  jiji-node status --json | jq '.peers[].state'", Args: cobra.NoArgs,
+		Use: "status", Short: "Show this node and its peers", Example: "  jiji-node status --watch\n  jiji-node status --json | jq '.peers[].state'", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show := func(ctx context.Context, w io.Writer) error {
 				s, err := a.client().Status(ctx)
@@ -34,7 +34,12 @@ func (a *app) statusCommand() *cobra.Command {
 			if !watch {
 				return show(cmd.Context(), cmd.OutOrStdout())
 			}
-			return repeat(cmd.Context(), cmd.OutOrStdout(), every, show)
+			if every < 100*time.Millisecond {
+				return a.wrong("interval", fmt.Errorf("%s, want at least 100ms", every))
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return repeat(ctx, cmd.OutOrStdout(), every, show)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch, one document after another")
@@ -44,18 +49,15 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 // repeat shows something again and again: in place on a terminal, one below the
-// other elsewhere. It ends with ctx; a node that is away for a moment does not end it.
+// other elsewhere. It ends with ctx; a node that goes away for a moment does not end it.
 func repeat(ctx context.Context, w io.Writer, every time.Duration, show func(context.Context, io.Writer) error) error {
-	if every < 100*time.Millisecond {
-		every = 100 * time.Millisecond
-	}
 	f, ok := w.(*os.File)
 	inPlace := ok && term.IsTerminal(int(f.Fd()))
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
+	for begun := false; ; begun = true {
 		var page bytes.Buffer
-		if err := show(ctx, &page); errors.Is(err, control.ErrNotRunning) {
+		if err := show(ctx, &page); begun && errors.Is(err, control.ErrNotRunning) {
 			fmt.Fprintln(&page, err)
 		} else if ctx.Err() != nil {
 			return nil
@@ -86,7 +88,11 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	for _, line := range s.Warnings {
 		fmt.Fprintf(w, "  warning    %s\n", line)
 	}
-	if len(s.Peers) == 0 {
+	switch {
+	case len(s.Peers) > 0:
+	case s.State == "removed": // a warning says so
+		return nil
+	default:
 		_, err := fmt.Fprintln(w, "\nno peers yet; `jiji-node server add FILE` adds one")
 		return err
 	}
@@ -118,7 +124,7 @@ func orNone(text string) string {
 func (a *app) resolveCommand() *cobra.Command {
 	asJSON, qtype := false, "A"
 	c := &cobra.Command{
-		Use: "resolve NAME", Short: "Show what a name answers here, and why", Args: cobra.ExactArgs(1),
+		Use: "resolve NAME", Short: "Show what a name answers here, and why", Args: count(1, 1),
 		Example: "  jiji-node resolve api\n  jiji-node resolve web1.node.jiji --type AAAA\n  jiji-node resolve 10.210.0.10",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.client().Resolve(cmd.Context(), args[0], qtype)
@@ -152,7 +158,7 @@ func (a *app) pingCommand() *cobra.Command {
 	r := control.PingRequest{}
 	var interval, timeout time.Duration
 	c := &cobra.Command{
-		Use: "ping SERVER|NAME|ADDRESS", Short: "Reach a peer through the tunnel", Args: cobra.ExactArgs(1),
+		Use: "ping SERVER|NAME|ADDRESS", Short: "Reach a peer through the tunnel", Args: count(1, 1),
 		Example: "  jiji-node ping web2\n  jiji-node ping api.jiji --count 1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Target, r.Interval, r.Timeout = args[0], control.Duration(interval), control.Duration(timeout)
@@ -165,17 +171,17 @@ func (a *app) pingCommand() *cobra.Command {
 				case asJSON:
 					_ = lines.Encode(p)
 				case p.Done:
-					fmt.Fprintf(w, "%s (%s): %d sent, %d answered", p.Target, p.IP, p.Sent, p.Recv)
+					fmt.Fprintf(w, "%s: %d sent, %d answered", pinged(p), p.Sent, p.Recv)
 					if p.Recv > 0 {
 						fmt.Fprintf(w, ", min/avg/max %s/%s/%s", millis(p.Min), millis(p.Avg), millis(p.Max))
 					}
 					fmt.Fprintln(w)
 				default:
-					fmt.Fprintf(w, "%s (%s): seq %d in %s\n", p.Target, p.IP, p.Seq, millis(p.RTT))
+					fmt.Fprintf(w, "%s: seq %d in %s\n", pinged(p), p.Seq, millis(p.RTT))
 				}
 			})
 			if err == nil && last.Recv == 0 {
-				err = fmt.Errorf("%s (%s) does not answer", last.Target, last.IP)
+				err = fmt.Errorf("%s does not answer", pinged(last))
 			}
 			return err
 		},
@@ -186,6 +192,14 @@ func (a *app) pingCommand() *cobra.Command {
 	c.Flags().IntVarP(&r.Size, "size", "s", 56, "bytes of payload")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per line")
 	return c
+}
+
+// pinged is the target of a ping, with its address if that is not what was typed.
+func pinged(p control.PingReply) string {
+	if ip := p.IP.String(); ip != p.Target {
+		return fmt.Sprintf("%s (%s)", p.Target, ip)
+	}
+	return p.Target
 }
 
 func millis(d control.Duration) string {

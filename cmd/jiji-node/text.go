@@ -65,7 +65,7 @@ func size(n uint64) string {
 	}
 	v, unit := float64(n), ""
 	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if v < 1024 {
+		if v < 1023.95 { // else it reads 1024.0
 			break
 		}
 		v, unit = v/1024, u

@@ -172,15 +172,13 @@ func parseDnsperf(out string) (r dnsperfResult, err error) {
 // needDnsperf installs dnsperf if it is missing.
 func (s *stage) needDnsperf() {
 	if _, err := exec.LookPath("dnsperf"); err != nil {
-		s.say("dnsperf is not installed: apt-get install dnsperf")
-		cmd := exec.CommandContext(s.ctx, "apt-get", "install", "-qy", "--no-install-recommends", "dnsperf")
+		s.say("dnsperf is missing: installing Debian's package")
+		cmd := exec.CommandContext(s.ctx, "sh", "-c", "apt-get update -q && apt-get install -qy --no-install-recommends dnsperf")
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			s.Fatalf("apt-get install dnsperf: %v (try apt-get update)\n%s", err, bytes.TrimSpace(out))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			s.Fatalf("install dnsperf: %v\n%s", err, bytes.TrimSpace(out))
 		}
 	}
-	s.against = append(s.against, "by dnsperf")
 }
 
 // jijiDNS runs a node with the names in its catalog.

@@ -22,7 +22,7 @@ type Facts struct {
 	Kernel  string    `json:"kernel"`
 	Load    string    `json:"load"` // of the machine before the start, over 1, 5 and 15 minutes
 	Pairs   int       `json:"pairs"`
-	Against []string  `json:"against"` // what it is compared with, and by which tools
+	Against []string  `json:"against"` // the programs and versions that it is compared with
 }
 
 func facts(pairs int) Facts {

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,6 +61,10 @@ func TestTable(t *testing.T) {
 `
 	if got := p.table(); got != strings.TrimPrefix(want, "\n") {
 		t.Errorf("table:\n%s\nwant:%s", got, want)
+	}
+	met, missed := bars([]*Part{p})
+	if line := "size: too few pairs, want ≤ 3 MB"; met != 1 || !slices.Equal(missed, []string{line}) {
+		t.Errorf("bars: %d met, missed %q, want 1 and %q", met, missed, line)
 	}
 }
 

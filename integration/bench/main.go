@@ -70,7 +70,11 @@ func main() {
 		}
 		s := &stage{ctx: ctx, part: p.name, pairs: *pairs}
 		s.play(func(s *stage) { r.Parts = append(r.Parts, p.measure(s)) })
-		r.Facts.Against = append(r.Facts.Against, s.against...)
+		for _, name := range s.against {
+			if !slices.Contains(r.Facts.Against, name) {
+				r.Facts.Against = append(r.Facts.Against, name)
+			}
+		}
 		failed = failed || s.failed
 	}
 	if ctx.Err() != nil {
@@ -122,7 +126,27 @@ A bar is met when the end of the 95 %% interval that is nearer to it is: of the 
 			fmt.Fprintf(&b, "- %s\n", note)
 		}
 	}
+	met, missed := bars(r.Parts)
+	fmt.Fprintf(&b, "\n%d of %d bars are met.\n", met, met+len(missed))
+	for _, line := range missed {
+		fmt.Fprintf(&b, "- not met: %s\n", line)
+	}
 	return b.String()
+}
+
+// bars counts the bars that are met, and names the others.
+func bars(parts []*Part) (met int, missed []string) {
+	for _, p := range parts {
+		for _, f := range p.Figures {
+			switch verdict, end := f.judge(); verdict {
+			case Met:
+				met++
+			case NotMet:
+				missed = append(missed, fmt.Sprintf("%s: %s, want %s", f.Name, f.end(end), f.bar()))
+			}
+		}
+	}
+	return met, missed
 }
 
 func (r *report) write(file string) error {

@@ -15,7 +15,7 @@ type stage struct {
 	ctx      context.Context
 	part     string
 	pairs    int
-	against  []string // what was compared with, by which tools
+	against  []string // the programs and versions that were compared with
 	failed   bool
 	cleanups []func()
 }

@@ -46,7 +46,7 @@ func TestThreeServersPingEachOther(t *testing.T) {
 	for _, from := range []*Server{a, b, c} {
 		for _, to := range []*Server{a, b, c} {
 			for _, addr := range to.Link(lan).Addrs() {
-				from.Run("ping", "-c1", "-W1", addr.String())
+				from.Run("ping", "-c1", "-W5", addr.String())
 			}
 		}
 	}
@@ -143,18 +143,21 @@ func TestServerWithTwoLinks(t *testing.T) {
 	a, b := l.Server("a").On(lan, dsl), l.Server("b").On(lan, dsl)
 	far := l.Server("far").On(l.Network("far-net", "203.0.113.0/24"))
 
-	a.Run("ping", "-c1", "-W1", b.Addr(lan).String())
-	a.Run("ping", "-c1", "-W1", b.Addr(dsl).String())
-	a.Run("ping", "-c1", "-W1", far.Links()[0].Addr().String()) // through the world
+	a.Run("ping", "-c1", "-W5", b.Addr(lan).String())
+	a.Run("ping", "-c1", "-W5", b.Addr(dsl).String())
+	a.Run("ping", "-c1", "-W5", far.Links()[0].Addr().String()) // through the world
 	if got := b.Endpoint(dsl).String(); got != "198.51.100.2:51820" {
 		t.Errorf("the endpoint of b is %s", got)
 	}
 
 	b.Link(lan).Down()
 	mustNot(t, a, "ping", "-c1", "-W1", b.Addr(lan).String())
-	b.Run("ping", "-c1", "-W1", far.Links()[0].Addr().String()) // by its other link
+	b.Run("ping", "-c1", "-W5", far.Links()[0].Addr().String()) // by its other link
 	b.Link(lan).Up()
-	a.Run("ping", "-c1", "-W1", b.Addr(lan).String())
+	Eventually(t, 10*time.Second, "a reaches the link that came up", func() error { // its neighbour entry has to be made anew
+		_, err := a.Try("ping", "-c1", "-W1", b.Addr(lan).String())
+		return err
+	})
 
 	b.Link(dsl).Unplug()
 	mustNot(t, a, "ping", "-c1", "-W1", b.Addr(dsl).String())
@@ -165,11 +168,11 @@ func TestServerWithTwoLinks(t *testing.T) {
 	})
 
 	b.Link(dsl).Renumber("198.51.100.77")
-	a.Run("ping", "-c1", "-W1", "198.51.100.77")
+	a.Run("ping", "-c1", "-W5", "198.51.100.77")
 	mustNot(t, a, "ping", "-c1", "-W1", "198.51.100.2")
 
 	b.Link(dsl).SetMTU(1400)
-	far.Run("ping", "-c1", "-W1", "-Mdo", "-s1372", "198.51.100.77")
+	far.Run("ping", "-c1", "-W5", "-Mdo", "-s1372", "198.51.100.77")
 	out, err := far.Try("ping", "-c1", "-W1", "-Mdo", "-s1373", "198.51.100.77")
 	if err == nil || !strings.Contains(out, "1400") {
 		t.Errorf("a packet of 1401 bytes through MTU 1400: got %v and %q, want the world's answer with the MTU", err, out)
@@ -192,11 +195,11 @@ func TestContainerReachesItsServer(t *testing.T) {
 	db := a.Container("db", "10.210.0.11")
 	other := a.ContainerOn("docker0", "other", "172.17.0.2")
 
-	web.Run("ping", "-c1", "-W1", "10.210.0.1")
-	web.Run("ping", "-c1", "-W1", a.Addr(lan).String())
-	web.Run("ping", "-c1", "-W1", db.Addr.String())
-	a.Run("ping", "-c1", "-W1", web.Addr.String())
-	a.Run("ping", "-c1", "-W1", other.Addr.String())
+	web.Run("ping", "-c1", "-W5", "10.210.0.1")
+	web.Run("ping", "-c1", "-W5", a.Addr(lan).String())
+	web.Run("ping", "-c1", "-W5", db.Addr.String())
+	a.Run("ping", "-c1", "-W5", web.Addr.String())
+	a.Run("ping", "-c1", "-W5", other.Addr.String())
 	if out, err := web.Try("ping", "-c1", "-W1", other.Addr.String()); err == nil {
 		t.Errorf("a server that does not forward lets containers of two bridges meet: %s", out)
 	}
@@ -261,7 +264,7 @@ func TestCutWorksPerDirection(t *testing.T) {
 		t.Errorf("the block counts %d packets, want 2", n)
 	}
 	block.Lift()
-	a.Run("ping", "-c1", "-W1", "-s100", b.Addr(lan).String())
+	a.Run("ping", "-c1", "-W5", "-s100", b.Addr(lan).String())
 }
 
 func TestCaptureCountsAndPrints(t *testing.T) {
@@ -272,12 +275,12 @@ func TestCaptureCountsAndPrints(t *testing.T) {
 	all := a.Link(lan).Capture("")
 	none := a.Link(lan).Capture("tcp")
 	inside := b.Capture("eth0", "icmp")
-	a.Run("ping", "-c5", "-i0.01", "-W1", b.Addr(lan).String())
+	a.Run("ping", "-c5", "-i0.01", "-W5", b.Addr(lan).String())
 	if all.Count() < 10 || none.Count() != 0 || inside.Count() != 10 {
 		t.Errorf("captured %d, %d and %d packets, want 10 or more, 0 and 10", all.Count(), none.Count(), inside.Count())
 	}
 	inside.Stop()
-	a.Run("ping", "-c1", "-W1", b.Addr(lan).String())
+	a.Run("ping", "-c1", "-W5", b.Addr(lan).String())
 	if n := len(inside.Packets()); n != 10 {
 		t.Errorf("a stopped capture has %d packets, want 10", n)
 	}
@@ -564,7 +567,7 @@ func TestChildFails(t *testing.T) {
 	lan := l.Network("lan", "192.0.2.0/24")
 	a := l.Server("a").On(lan)
 	a.Link(lan).Capture("icmp")
-	a.Run("ping", "-c1", "-W1", lan.Gateway().String())
+	a.Run("ping", "-c1", "-W5", lan.Gateway().String())
 	p := a.Spawn("sh", "-c", "echo last words; exit 4")
 	<-p.ended
 }

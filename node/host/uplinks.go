@@ -62,8 +62,10 @@ func Links() ([]LinkInfo, error) {
 }
 
 // MTU returns the tunnel's MTU: what the smallest uplink leaves for it, or
-// explicit unless that is 0. With ipv6Candidates a packet may have to travel in IPv6.
-// The error says why the result would be too small.
+// explicit unless that is 0. With ipv6Candidates a packet may have to travel in
+// IPv6. IPv6 inside needs 1280 bytes: on an uplink that leaves less, WireGuard's
+// datagrams are fragmented, but for what PeerMTU keeps smaller. An uplink below
+// 1280 itself is an error, which says so.
 func MTU(uplinks []Uplink, ipv6Candidates bool, explicit int) (int, error) {
 	if explicit != 0 {
 		if explicit < minMTU || explicit > maxMTU {
@@ -71,22 +73,30 @@ func MTU(uplinks []Uplink, ipv6Candidates bool, explicit int) (int, error) {
 		}
 		return explicit, nil
 	}
-	overhead, outer := overhead4, "IPv4"
-	if ipv6Candidates {
-		overhead, outer = overhead6, "IPv6"
+	u := smallest(uplinks)
+	if u.MTU < minMTU {
+		return 0, fmt.Errorf("mtu of uplink %s is %d: expected at least %d, the least that IPv6 works with: run `ip link set %[1]s mtu %[3]d`, or more where its network carries more, or have --mtu say what to use",
+			u.Name, u.MTU, minMTU)
 	}
-	smallest := Uplink{Name: "unknown", MTU: defaultMTU}
-	for i, u := range uplinks {
-		if i == 0 || u.MTU < smallest.MTU {
-			smallest = u
-		}
+	return min(max(u.MTU-overhead(ipv6Candidates), minMTU), maxMTU), nil
+}
+
+// SmallestMTU returns the MTU of the smallest uplink.
+func SmallestMTU(uplinks []Uplink) int { return smallest(uplinks).MTU }
+
+func smallest(uplinks []Uplink) Uplink {
+	if len(uplinks) == 0 {
+		return Uplink{Name: "unknown", MTU: defaultMTU}
 	}
-	mtu := smallest.MTU - overhead
-	if mtu < minMTU {
-		return 0, fmt.Errorf("mtu of uplink %s is %d, which leaves %d bytes for a packet in WireGuard over %s: expected at least %d: set the uplink's to %d or more",
-			smallest.Name, smallest.MTU, mtu, outer, minMTU, minMTU+overhead)
+	return slices.MinFunc(uplinks, func(a, b Uplink) int { return cmp.Compare(a.MTU, b.MTU) })
+}
+
+// overhead is what WireGuard and the underlay add to a packet.
+func overhead(ipv6 bool) int {
+	if ipv6 {
+		return overhead6
 	}
-	return min(mtu, maxMTU), nil
+	return overhead4
 }
 
 // Endpoints returns the endpoints under which other servers might reach port on

@@ -144,8 +144,12 @@ func TestMTU(t *testing.T) {
 		{up(1360), true, 0, 1280, ""},
 		{nil, false, 0, 1440, ""},
 		{nil, true, 0, 1420, ""},
-		{up(1500, 1339), false, 0, 0, "mtu of uplink eth1 is 1339, which leaves 1279 bytes for a packet in WireGuard over IPv4: expected at least 1280: set the uplink's to 1340 or more"},
-		{up(1359), true, 0, 0, "over IPv6: expected at least 1280: set the uplink's to 1360 or more"},
+		{up(1500, 1339), false, 0, 1280, ""}, // larger packets than it carries at once
+		{up(1300), true, 0, 1280, ""},
+		{up(1280), true, 0, 1280, ""},
+		{up(1500, 1279), false, 0, 0, "mtu of uplink eth1 is 1279: expected at least 1280, the least that IPv6 works with: run `ip link set eth1 mtu 1280`"},
+		{up(1279), true, 0, 0, "mtu of uplink eth0 is 1279"},
+		{up(1200), false, 1280, 1280, ""},
 		{up(1300), true, 1280, 1280, ""},
 		{up(1500), true, 8921, 8921, ""},
 		{up(1500), true, 1279, 0, "mtu 1279: expected 1280"},
@@ -155,6 +159,31 @@ func TestMTU(t *testing.T) {
 		got, err := MTU(c.ups, c.v6, c.explicit)
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("MTU(%v, %v, %d) = %d, %v; want %d, %s", c.ups, c.v6, c.explicit, got, err, c.want, c.err)
+		}
+	}
+}
+
+func TestPeerMTU(t *testing.T) {
+	for _, c := range []struct {
+		tunnel, path int
+		ipv6         bool
+		want         int
+	}{
+		{1440, 1500, false, 0}, {1420, 1500, true, 0}, {1420, 1500, false, 0}, {1440, 9000, false, 0}, {8921, 8981, false, 0},
+		{1440, 1500, true, 1408}, {1440, 1499, false, 1424}, {1440, 1492, false, 1424}, {1440, 1420, false, 1360},
+		{1280, 1300, false, 1232}, {1280, 1300, true, 1216}, {1280, 1340, false, 0}, {1280, 1339, false, 1264},
+		{8920, 1500, true, 1408}, {1280, 636, false, 576}, {1280, 600, false, 576}, {1280, 0, true, 576},
+	} {
+		got := PeerMTU(c.tunnel, c.path, c.ipv6)
+		if got != c.want {
+			t.Errorf("PeerMTU(%d, %d, %v) = %d, want %d", c.tunnel, c.path, c.ipv6, got, c.want)
+		}
+		padded := min((got+15)/16*16, c.tunnel)
+		if got == 0 {
+			padded = c.tunnel
+		}
+		if c.path >= 656 && padded+map[bool]int{false: 60, true: 80}[c.ipv6] > c.path {
+			t.Errorf("PeerMTU(%d, %d, %v) = %d does not fit", c.tunnel, c.path, c.ipv6, got)
 		}
 	}
 }

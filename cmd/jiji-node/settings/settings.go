@@ -88,6 +88,9 @@ func Resolve(cfg Config) (values []Value, warnings []string, err error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && origin == "": // nobody asked for it
 		case errors.Is(err, fs.ErrNotExist):
+			if origin == "flag" {
+				origin = "--config"
+			}
 			return nil, warnings, fmt.Errorf("%w (named by %s)", err, origin)
 		case err != nil:
 			return nil, warnings, err

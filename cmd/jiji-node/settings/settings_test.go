@@ -152,7 +152,7 @@ func TestFileIsMissing(t *testing.T) {
 	}
 	missing := filepath.Join(t.TempDir(), "x.yaml")
 	for origin, cfg := range map[string]Config{
-		"flag":                    {Flags: flagSet(t, "--config", missing)},
+		"--config":                {Flags: flagSet(t, "--config", missing)},
 		"environment JIJI_CONFIG": {Flags: flagSet(t), Environ: []string{"JIJI_CONFIG=" + missing}},
 	} {
 		_, _, err := Resolve(cfg)

@@ -1,0 +1,106 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+)
+
+// An underlay of IPv6 alone leaves 20 bytes less for a packet.
+func TestMeshOverIPv6(t *testing.T) {
+	t.Parallel()
+	m := newMeshOn(t, 2, "2001:db8::/64")
+	a, b := m.servers[0].Container("a", "10.210.0.10"), m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	for _, size := range []int{1420, 1421} {
+		_, err := a.Try("ping", "-n", "-c1", "-W2", "-Mdo", "-s", fmt.Sprint(size-28), b.Addr.String())
+		if fits := size == 1420; fits != (err == nil) {
+			t.Errorf("a packet of %d bytes: %v", size, err)
+		}
+	}
+	transfer(t, a, b, 1<<20, 10*time.Second)
+	m.servers[0].Run("ping", "-n", "-c1", "-W2", status(t, m.servers[1]).Server.ManagementIP.String())
+	if got := peer(t, m.servers[0], "web2").Endpoint; got != m.servers[1].Endpoint(m.lan) {
+		t.Errorf("the endpoint of web2 is %v, want %v", got, m.servers[1].Endpoint(m.lan))
+	}
+}
+
+// Links go away and come back; the mesh comes back with them.
+func TestLinkGoesAndComes(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	a, b := m.servers[0].Container("a", "10.210.0.10"), m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	ping := startPing(t, a.Host, b.Addr.String())
+	link := m.servers[1].Link(m.lan)
+	for _, c := range []struct{ away, back func() }{{link.Down, link.Up}, {link.Unplug, link.Plug}} {
+		c.away()
+		had := len(ping.answers())
+		lab.Eventually(t, 5*time.Second, "the ping stands still", func() error {
+			now := len(ping.answers())
+			if _, err := a.Try("ping", "-n", "-c1", "-W1", b.Addr.String()); err == nil || now != had {
+				had = now
+				return fmt.Errorf("%d answers", now)
+			}
+			return nil
+		})
+		c.back()
+		ping.resumes(8 * time.Second)
+	}
+	m.waitUp(m.servers...)
+}
+
+// A container engine makes its network anew, with the same address as the node's.
+func TestBridgeIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	a, b := web1.Container("a", "10.210.0.10"), m.servers[1].Container("b", "10.210.1.10")
+	m.startAll()
+	for range 3 {
+		reach(t, a.Host, b.Addr.String(), 5*time.Second)
+		web1.Run("ip", "link", "del", "jiji-br0")
+		web1.Run("ping", "-n", "-c1", "-W2", b.Addr.String())
+		if got := ask(t, web1.Host, "@10.210.0.1", "web2.node.jiji"); got != "NOERROR aa 10.210.1.1" {
+			t.Errorf("without the bridge web2.node.jiji is %s", got)
+		}
+		web1.Run("ip", "link", "add", "jiji-br0", "type", "bridge")
+		web1.Run("ip", "address", "add", "10.210.0.1/24", "dev", "jiji-br0")
+		web1.Run("ip", "link", "set", "veth-a", "master", "jiji-br0")
+		web1.Run("ip", "link", "set", "jiji-br0", "up")
+		// As a new container, it does not know the old bridge, and asks first thing.
+		a.Run("ip", "neigh", "flush", "all")
+		if got := ask(t, a.Host, "web2.node.jiji"); got != "NOERROR aa 10.210.1.1" {
+			t.Errorf("behind the new bridge web2.node.jiji is %s", got)
+		}
+	}
+	reach(t, b.Host, a.Addr.String(), 5*time.Second)
+	if log := m.nodes[0].Log(); strings.Contains(log, "level=ERROR") {
+		t.Errorf("errors in the log:\n%s", log)
+	}
+}
+
+// All at once: nobody has a session left, and everybody calls everybody.
+func TestAllServersRestartAtOnce(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 4)
+	m.startAll()
+	for _, end := range []func(*lab.Process){(*lab.Process).Kill9, (*lab.Process).Stop} {
+		for _, p := range m.nodes {
+			end(p)
+		}
+		start := time.Now()
+		m.startAll()
+		for _, s := range m.servers {
+			for i := range m.servers {
+				s.Run("ping", "-n", "-c1", "-W2", wireGuardIP(i))
+			}
+		}
+		t.Logf("each reaches each after %v", time.Since(start).Round(time.Millisecond))
+	}
+}
