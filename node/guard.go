@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -11,7 +12,8 @@ import (
 	"github.com/acidtib/jiji-node/node/ipplan"
 )
 
-// containerBridge is the interface of the containers' network.
+// containerBridge is the interface of the containers' network, unless another
+// one has its address, as the predecessor's has.
 const containerBridge = "jiji-br0"
 
 // controlPorts are the servers' own, on management addresses.
@@ -20,9 +22,13 @@ var controlPorts = []uint16{8786, 8787}
 // wantedFirewall is the mesh as the firewall has to know it.
 func (n *Node) wantedFirewall() (firewall.Wanted, error) {
 	topo, self := n.members.Topology(), n.members.Self()
+	links, err := host.Links()
+	if err != nil {
+		return firewall.Wanted{}, err
+	}
 	w := firewall.Wanted{
 		Link: n.cfg.Interface, Cluster: topo.Cluster, Management: ipplan.ManagementPrefix,
-		Subnet: self.Subnet, WireGuardIP: self.WireGuardIP, Bridge: containerBridge,
+		Subnet: self.Subnet, WireGuardIP: self.WireGuardIP, Bridge: bridgeOf(links, self.Subnet),
 		ForwardFrom: n.cfg.ForwardFrom, Masquerade: n.cfg.Masquerade,
 		ListenPort: n.cfg.ListenPort, DNSPort: n.cfg.DNSPort, Control: controlPorts,
 	}
@@ -32,6 +38,18 @@ func (n *Node) wantedFirewall() (firewall.Wanted, error) {
 	}
 	slices.Sort(w.Uplinks)
 	return w, err
+}
+
+// bridgeOf is the bridge that holds the subnet's gateway address, or the one
+// that will.
+func bridgeOf(links []host.LinkInfo, subnet netip.Prefix) string {
+	gateway := netip.PrefixFrom(ipplan.WireGuardIP(subnet), subnet.Bits())
+	for _, l := range links {
+		if l.Kind == "bridge" && slices.ContainsFunc(l.Addrs, func(a host.AddrInfo) bool { return a.Prefix == gateway }) {
+			return l.Name
+		}
+	}
+	return containerBridge
 }
 
 // guard brings the firewall to what is wanted now, if that is new, or changed
