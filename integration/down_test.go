@@ -53,9 +53,18 @@ func sameState(t *testing.T, what, before, after string) {
 	t.Fatalf("%s: the host is not as before:\n%s", what, diff.String())
 }
 
-// Show 5: run and down, again and again, with kills in between.
+// Show 5: run and down, again and again, with kills in between, on each kind of firewall
+// with an engine's rules.
 func TestShow5RunAndDownFiftyTimes(t *testing.T) {
-	t.Parallel()
+	for _, kind := range firewallKinds {
+		t.Run(kind.backend.String(), func(t *testing.T) {
+			t.Parallel()
+			runAndDown(t, kind)
+		})
+	}
+}
+
+func runAndDown(t *testing.T, kind firewallKind) {
 	rounds := 50
 	if testing.Short() {
 		rounds = 10
@@ -67,6 +76,8 @@ func TestShow5RunAndDownFiftyTimes(t *testing.T) {
 	web1 := m.servers[0]
 	a, b := web1.Container("a", "10.210.0.10"), m.servers[1].Container("b", "10.210.1.10")
 	web1.Run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv4.conf.all.accept_redirects=0", "net.ipv4.conf.eth0.forwarding=1")
+	web1.Run("sh", "-ec", kind.setUp)
+	web1.Run("sh", "-ec", kind.engine)
 	m.start(1)
 	web1.Run("rm", "-f", "/etc/sysctl.d/90-jiji.conf") // this machine may have one
 	before := wholeState(web1)
@@ -99,9 +110,7 @@ func TestShow5RunAndDownFiftyTimes(t *testing.T) {
 			web1.Run("jiji-node", "down")
 		case "killed itself":
 			m.start(0).Stop()
-			d := web1.Spawn("jiji-node", "down")
-			time.Sleep(time.Duration(random.Int64N(int64(30 * time.Millisecond))))
-			d.Kill9()
+			web1.Run("sh", "-c", fmt.Sprintf("jiji-node down & sleep 0.%03d; kill -9 $!; wait; :", random.IntN(40)))
 			web1.Run("jiji-node", "down")
 		}
 		sameState(t, fmt.Sprintf("round %d, down %s", i+1, how), before, wholeState(web1))

@@ -48,10 +48,13 @@ Without a node and without this command the rules that protect the mesh stay.`,
 // end, or does that here.
 func (a *app) down(ctx context.Context) (u control.Undone, err error) {
 	err = either(func() error {
-		if u, err = a.client().Down(ctx); err != nil {
-			return err
+		if u, err = a.client().Down(ctx); err == nil {
+			return a.waitEnd(ctx)
 		}
-		return a.waitEnd(ctx)
+		if _, serr := a.client().Settings(ctx); errors.Is(serr, control.ErrNotRunning) {
+			return serr // it ended while it was asked
+		}
+		return err
 	}, func() error {
 		u, err = node.Down(a.stateDir, a.link)
 		var busy *statefile.InUseError

@@ -28,7 +28,7 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("state directory %s is in use by process %d: stop that one, or choose another directory with --state-dir", e.Dir, e.PID)
 }
 
-const lockPatience = 200 * time.Millisecond
+const lockPatience = 2 * time.Second // a busy machine may let such a child wait
 
 // A Lock keeps others out of a directory until it is closed or the process
 // ends, in whatever way: what a dead process left behind locks nothing.
@@ -49,7 +49,7 @@ func LockDir(dir string) (*Lock, error) {
 	}
 	err = flock(f, false)
 	for end := time.Now().Add(lockPatience); errors.Is(err, errLocked) && time.Now().Before(end); {
-		time.Sleep(lockPatience / 20)
+		time.Sleep(lockPatience / 200)
 		err = flock(f, false)
 	}
 	switch {
