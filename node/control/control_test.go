@@ -31,6 +31,10 @@ func (scripted) AddServers(entries []byte, source string) ([]Added, error) {
 	return []Added{{Entry: string(entries), Note: source}}, nil
 }
 
+func (scripted) Down(context.Context) (Undone, error) {
+	return Undone{Undone: []string{"interface jiji0 removed"}, Kept: []string{"ip_forward"}, Failed: []string{}}, nil
+}
+
 func (scripted) RemoveServer(string, bool) (Server, error) { return Server{}, errors.New("disk full") }
 
 func (scripted) Ping(_ context.Context, r PingRequest, reply func(PingReply)) error {
@@ -80,6 +84,9 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if _, err := c.RemoveServer(ctx, "x", false); usage.Is(err) || err == nil || err.Error() != "disk full" {
 		t.Errorf("error of the machine: %v", err)
+	}
+	if u, err := c.Down(ctx); err != nil || len(u.Undone) != 1 || len(u.Kept) != 1 || u.Failed == nil {
+		t.Errorf("down %+v, %v", u, err)
 	}
 	if added, err := c.AddServers(ctx, []byte("{} {}"), "file & co"); err != nil || added[0].Entry != "{} {}" || added[0].Note != "file & co" {
 		t.Errorf("added %+v, %v", added, err)

@@ -16,6 +16,7 @@ type Keeper struct {
 	root    string           // "/", except in tests
 	journal *journal.Journal // nil: it cannot be read, so that only Undo can be called
 	settled map[any]bool     // things that were as wanted after the latest Apply
+	backend string           // of the firewall; "": not known yet
 	guarded *firewall.Wanted // what the firewall was after the latest ApplyFirewall; nil: not known
 
 	Fights Fights // over what Apply puts back
@@ -71,14 +72,19 @@ func (k *Keeper) ApplyFirewall(w firewall.Wanted, regular bool) ([]Change, error
 	if !regular && k.Fights.foughtAny(isObject) {
 		return nil, nil
 	}
-	if k.guarded == nil {
+	if k.backend == "" {
 		d, err := firewall.Detect()
 		if err != nil {
 			return nil, err
 		}
-		if err := k.journal.Record(journal.Change{Kind: journal.Firewall, Name: d.Backend.String()}); err != nil {
-			return nil, err
-		}
+		k.backend = d.Backend.String()
+	}
+	note := journal.Change{Kind: journal.Firewall, Name: k.backend}
+	for _, name := range []string{w.Link, w.Bridge} {
+		note.Set = append(note.Set, journal.Value{Text: name})
+	}
+	if err := k.journal.Record(note); err != nil {
+		return nil, err
 	}
 	done, err := firewall.Apply(w)
 	repair := k.guarded != nil && reflect.DeepEqual(*k.guarded, w)

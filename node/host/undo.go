@@ -26,8 +26,8 @@ type Undone struct {
 // nothing that somebody else changed since. What packets for the mesh end at
 // goes last. It goes on after a fault and reports all of them; what it could
 // not take back stays in the journal for the next call. engines names the
-// container engines in use, which need ip_forward; links are the interfaces that
-// the firewall was told of.
+// container engines in use, which need ip_forward; links are interfaces that
+// the firewall may have been told of, besides those in the journal.
 func (k *Keeper) Undo(engines func() []string, links ...string) (Undone, error) {
 	u := undo{Keeper: k, engines: engines, links: links}
 	var changes []journal.Change
@@ -93,11 +93,19 @@ func (u *undo) change(c journal.Change) {
 // firewall takes back the rules, which are known by their names: all of them,
 // whatever the journal says.
 func (u *undo) firewall(changes []journal.Change) {
-	done, err := firewall.Remove(u.links...)
+	changes = slices.DeleteFunc(slices.Clone(changes), func(c journal.Change) bool { return c.Kind != journal.Firewall })
+	links := slices.Clone(u.links)
+	for _, c := range changes {
+		for _, v := range c.Set {
+			links = append(links, v.Text)
+		}
+	}
+	slices.Sort(links)
+	done, err := firewall.Remove(slices.Compact(links)...)
 	for _, c := range done {
 		u.did("%s", c.What)
 	}
-	u.forget(err, slices.DeleteFunc(slices.Clone(changes), func(c journal.Change) bool { return c.Kind != journal.Firewall })...)
+	u.forget(err, changes...)
 }
 
 // forwarding takes back the sysctls, of which ip_forward moves the others.

@@ -28,7 +28,7 @@ const (
 	File      Kind = "file"      // Name: its path
 	Directory Kind = "directory" // Name: its path; made by us
 	Route     Kind = "route"     // Name: type and destination: unreachable 10.210.0.0/16
-	Firewall  Kind = "firewall"  // Name: the back end that was used
+	Firewall  Kind = "firewall"  // Name: the back end that was used; Set: the interfaces it was told of
 	Socket    Kind = "socket"    // Name: its path; of use to a running node only
 )
 
