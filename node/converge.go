@@ -19,7 +19,7 @@ import (
 
 const (
 	convergeEvery = time.Minute     // puts back what somebody changed without news of it
-	convergeRetry = 2 * time.Second // after a plan that could not be applied whole
+	convergeRetry = 2 * time.Second // after a plan that could not be applied whole; twice as long each time it fails alike
 )
 
 // converge applies the plan that follows from all that is known now. Applying
@@ -158,13 +158,12 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		defer t.Stop()
 		alive = t.C
 	}
-	n.guard(true, true)
 	paths := time.NewTicker(pathsEvery)
 	defer paths.Stop()
 	tooLarge := n.tooLarge()
 	retry := n.retry()
 	for {
-		fresh, regular, guard := true, false, false
+		fresh, regular := true, false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -195,16 +194,14 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		case <-n.store.Changed():
 		case <-n.hostChanged:
 			fresh = n.faulty()
+			poke(n.underlayChanged)
 			if err := n.classes.Refresh(); err != nil {
 				n.log.Error("interfaces not classified", "err", err)
 			}
-		case <-n.firewallChanged:
-			fresh, guard = n.faulty(), true
 		case <-tick.C:
 			regular = true
 		case <-retry:
 		}
-		n.guard(guard, regular)
 		n.settle(n.reopen(ctx, g, regular), fresh, regular)
 		retry = n.retry()
 	}
@@ -222,7 +219,7 @@ func (n *Node) retry() <-chan time.Time {
 	if !n.faulty() {
 		return nil
 	}
-	return time.After(convergeRetry)
+	return time.After(n.again)
 }
 
 // settle converges, and logs when that begins and ceases to fail; err has
@@ -234,17 +231,25 @@ func (n *Node) settle(err error, fresh, regular bool) {
 		fault = err.Error()
 	}
 	was := n.fault.Swap(&fault)
+	if n.again = min(2*n.again, convergeEvery); was == nil || *was != fault {
+		n.again = convergeRetry
+	}
 	switch {
 	case fault != "" && (was == nil || *was != fault):
 		n.log.Error("plan not applied whole; trying on", "err", fault)
 	case fault == "" && was != nil && *was != "":
 		n.log.Info("plan applied whole again")
 	}
-	for _, what := range n.keeper.Fights.End(time.Now()) {
-		n.log.Info("no other program changes this any more", "what", what)
-	}
+	n.logEnded(&n.keeper.Fights)
 	fights := n.keeper.Fights.Warnings()
 	n.fights.Store(&fights)
+}
+
+// logEnded tells which fights are over.
+func (n *Node) logEnded(f *host.Fights) {
+	for _, what := range f.End(time.Now()) {
+		n.log.Info("no other program changes this any more", "what", what)
+	}
 }
 
 func (n *Node) faulty() bool {

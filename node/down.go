@@ -80,6 +80,7 @@ func (n api) Down(ctx context.Context) (control.Undone, error) {
 // takeDown takes everything of ours off the host.
 func (n *Node) takeDown() control.Undone {
 	n.log.Info("going down: taking the network off the host")
+	n.stopGuard()
 	cerr := n.closeTunnel()
 	u, err := n.keeper.Undo(host.Engines, n.cfg.Interface, containerBridge)
 	c := undone(u, errors.Join(cerr, err))

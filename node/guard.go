@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/host/firewall"
@@ -52,46 +53,71 @@ func bridgeOf(links []host.LinkInfo, subnet netip.Prefix) string {
 	return containerBridge
 }
 
-// guard brings the firewall to what is wanted now, if that is new, or changed
-// says that somebody changed it. Programs are started for it, so what fails is
-// tried again with the next change or regular check.
-func (n *Node) guard(changed, regular bool) {
+// A guard is the node's firewall. It belongs to guardLoop, once that runs.
+type guard struct {
+	*host.Guard
+	wanted    firewall.Wanted // what the firewall was last brought to
+	fault     []string        // why it could not be
+	obstacles []string        // what it does against the mesh all the same; one line each
+}
+
+// guardLoop keeps the firewall as it is wanted. It has a goroutine of its own
+// because programs are started for it, which names must not wait for.
+func (n *Node) guardLoop(ctx context.Context) error {
+	tick := time.NewTicker(convergeEvery)
+	defer tick.Stop()
+	for regular := true; ; {
+		n.setFirewall(true, regular)
+		regular = false
+		for wait := true; wait; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-n.firewallChanged:
+				wait = false
+			case <-n.underlayChanged:
+				n.setFirewall(false, false)
+			case <-tick.C:
+				wait, regular = false, true
+			}
+		}
+	}
+}
+
+// setFirewall brings the firewall to what is wanted now, if that is new, or
+// changed says that somebody may have changed it. What fails is tried again with
+// the next change or regular check.
+func (n *Node) setFirewall(changed, regular bool) {
+	g := &n.guard
 	w, err := n.wantedFirewall()
 	if err == nil {
-		if !changed && !regular && reflect.DeepEqual(w, n.guarded) {
+		if !changed && reflect.DeepEqual(w, g.wanted) {
 			return
 		}
-		n.guarded = w
+		g.wanted = w
 		var changes []host.Change
-		changes, err = n.keeper.ApplyFirewall(w, regular)
+		changes, err = g.Apply(w, regular)
 		n.logChanges(changes)
 	}
-	n.unset = nil
+	g.fault = nil
 	if err != nil {
-		n.unset = []string{fmt.Sprintf("set firewall: %v", err)}
+		g.fault = []string{fmt.Sprintf("set firewall: %v", err)}
 	}
 	if regular {
-		n.inspect()
+		n.logEnded(&g.Fights)
+		if g.obstacles, err = g.Warnings(w); err != nil {
+			g.obstacles = append(g.obstacles, fmt.Sprintf("look for what drops packets of the mesh: %v", err))
+		}
 	}
-	n.tellUnguarded(append(slices.Clone(n.unset), n.obstacles...))
-}
-
-// inspect looks for what the firewall does against the mesh in spite of guard.
-func (n *Node) inspect() {
-	var err error
-	if n.obstacles, err = host.FirewallWarnings(n.guarded); err != nil {
-		n.obstacles = append(n.obstacles, fmt.Sprintf("look for what drops packets of the mesh: %v", err))
-	}
-}
-
-// tellUnguarded keeps the warnings about the firewall, and logs new ones.
-func (n *Node) tellUnguarded(lines []string) {
-	was := n.unguarded.Swap(&lines)
+	lines := slices.Concat(g.fault, g.obstacles)
+	was := n.unguarded.Load()
 	for _, line := range lines {
 		if was == nil || !slices.Contains(*was, line) {
 			n.log.Warn("the firewall is not as wanted", "problem", line)
 		}
 	}
+	lines = append(lines, g.Fights.Warnings()...)
+	n.unguarded.Store(&lines)
 }
 
 // watchFirewall pokes firewallChanged. Where the kernel tells nothing, the

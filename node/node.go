@@ -23,7 +23,6 @@ import (
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
-	"github.com/acidtib/jiji-node/node/host/firewall"
 	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/membership"
@@ -81,6 +80,7 @@ type Node struct {
 
 	hostChanged     chan struct{}
 	firewallChanged chan struct{}
+	underlayChanged chan struct{}
 	downs           chan chan<- control.Undone // requests to take the network off the host
 	lost            chan error                 // how the tunnel ended
 	names           atomic.Int64               // in the zone
@@ -92,19 +92,20 @@ type Node struct {
 	degraded []string // what the node does without, one line each; guarded by mu
 
 	// The rest is the converge loop's alone.
-	keeper  *host.Keeper
-	plan    plan
-	guarded firewall.Wanted // what the firewall was last brought to
+	keeper *host.Keeper
+	plan   plan
+	serial uint32        // of the zone
+	again  time.Duration // until a plan that could not be applied whole is tried again
 
-	unset, obstacles []string // what the firewall lacks, and what it does against the mesh; one line each
-	serial           uint32   // of the zone
+	guard     guard
+	stopGuard func() // ends guardLoop and waits for that
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
 // error that the configuration is to blame for is marked by package usage.
 func Run(ctx context.Context, cfg Config) (err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
-		hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
+		hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)
@@ -122,7 +123,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return damaged(err)
 	}
-	n.keeper = host.NewKeeper(undo)
+	n.keeper, n.guard.Guard = host.NewKeeper(undo), host.NewGuard(undo)
 	if err := n.preflight(); err != nil {
 		return err
 	}
@@ -158,7 +159,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := n.failClosed(); err != nil {
 		return err
 	}
-	n.guard(true, false)
+	n.setFirewall(true, false)
 	t, err := n.openTunnel()
 	if err != nil {
 		return err
@@ -201,6 +202,17 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return followUpstreams(ctx) })
 	g.Go(func() error { return host.Watch(ctx, n.onHost) })
 	g.Go(func() error { return n.watchFirewall(ctx) })
+	guarding, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	n.stopGuard = func() {
+		stop()
+		<-ended
+	}
+	g.Go(func() error {
+		defer close(ended)
+		defer stop()
+		return n.guardLoop(guarding)
+	})
 	g.Go(func() error { return control.Serve(ctx, socket, n.api(), n.log) })
 	n.serveTunnel(ctx, g)
 	g.Go(func() error { return n.convergeLoop(ctx, g) })

@@ -68,10 +68,10 @@ func (f *Fights) Fought(thing any) bool {
 	return x != nil && x.fighting
 }
 
-// foughtAny reports whether any thing of some kind is fought over.
-func (f *Fights) foughtAny(kind func(thing any) bool) bool {
-	for thing, x := range f.things {
-		if x.fighting && kind(thing) {
+// any reports whether anything is fought over.
+func (f *Fights) any() bool {
+	for _, x := range f.things {
+		if x.fighting {
 			return true
 		}
 	}

@@ -3,10 +3,8 @@ package host
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
-	"github.com/acidtib/jiji-node/node/host/firewall"
 	"github.com/acidtib/jiji-node/node/host/journal"
 )
 
@@ -16,8 +14,6 @@ type Keeper struct {
 	root    string           // "/", except in tests
 	journal *journal.Journal // nil: it cannot be read, so that only Undo can be called
 	settled map[any]bool     // things that were as wanted after the latest Apply
-	backend string           // of the firewall; "": not known yet
-	guarded *firewall.Wanted // what the firewall was after the latest ApplyFirewall; nil: not known
 
 	Fights Fights // over what Apply puts back
 }
@@ -60,60 +56,6 @@ func (k *Keeper) Apply(w Wanted, regular bool) ([]Change, error) {
 	}
 	k.settled = a.settled
 	return a.changes, a.err
-}
-
-// A firewallObject is a thing of the firewall that fights may be over.
-type firewallObject string
-
-// ApplyFirewall is Apply for the machine's firewall. It starts programs, so it
-// is not for every piece of news. Of what is fought over the rest waits, too.
-func (k *Keeper) ApplyFirewall(w firewall.Wanted, regular bool) ([]Change, error) {
-	isObject := func(thing any) bool { _, ok := thing.(firewallObject); return ok }
-	if !regular && k.Fights.foughtAny(isObject) {
-		return nil, nil
-	}
-	if k.backend == "" {
-		d, err := firewall.Detect()
-		if err != nil {
-			return nil, err
-		}
-		k.backend = d.Backend.String()
-	}
-	note := journal.Change{Kind: journal.Firewall, Name: k.backend}
-	for _, name := range []string{w.Link, w.Bridge} {
-		note.Set = append(note.Set, journal.Value{Text: name})
-	}
-	if err := k.journal.Record(note); err != nil {
-		return nil, err
-	}
-	done, err := firewall.Apply(w)
-	repair := k.guarded != nil && reflect.DeepEqual(*k.guarded, w)
-	var changes []Change
-	for _, d := range done {
-		c := Change{What: d.What}
-		if repair {
-			c.Reason = k.Fights.Repaired(firewallObject(d.Object), d.What, time.Now())
-		}
-		changes = append(changes, c)
-	}
-	if err == nil {
-		k.guarded = &w
-	}
-	return changes, err
-}
-
-// FirewallWarnings names what is left open or closed in spite of ApplyFirewall.
-func FirewallWarnings(w firewall.Wanted) ([]string, error) {
-	d, err := firewall.Detect()
-	if err != nil {
-		return nil, err
-	}
-	lines := d.Unprotected
-	obstacles, err := firewall.Obstacles(w)
-	for _, o := range obstacles {
-		lines = append(lines, fmt.Sprintf("the firewall's rule `%s` drops %s: `%s` lets them through", o.Rule, o.Blocks, o.Fix))
-	}
-	return lines, err
 }
 
 // An apply is one call of Apply.

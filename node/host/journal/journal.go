@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -59,10 +60,12 @@ func (e *CorruptError) Error() string {
 
 func (e *CorruptError) Unwrap() error { return e.Err }
 
-// A Journal is the file at one path. It belongs to one goroutine at a time, and
-// the caller holds the lock of the file's directory.
+// A Journal is the file at one path. The caller holds the lock of the file's
+// directory. Its methods are safe for concurrent use.
 type Journal struct {
-	path    string
+	path string
+
+	mu      sync.Mutex // guards changes, and the file
 	changes []record
 	rest    map[string]json.RawMessage // fields that a newer version added
 }
@@ -151,6 +154,8 @@ func (c Change) check() error {
 // on the disk. What a thing was is noted once; a change that is known to the
 // journal already costs nothing.
 func (j *Journal) Record(changes ...Change) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	next := slices.Clone(j.changes)
 	news := false
 	for _, c := range changes {
@@ -180,6 +185,8 @@ func (j *Journal) Record(changes ...Change) error {
 
 // Forget takes out what was taken back. An empty journal has no file.
 func (j *Journal) Forget(c Change) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	next := slices.DeleteFunc(slices.Clone(j.changes), func(r record) bool { return r.is(c.Kind, c.Name) })
 	return j.write(next)
 }
@@ -187,6 +194,8 @@ func (j *Journal) Forget(c Change) error {
 // Changes returns what was changed, in the order in which that began, kinds of
 // newer versions included.
 func (j *Journal) Changes() []Change {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	out := make([]Change, len(j.changes))
 	for i, r := range j.changes {
 		out[i] = r.Change
@@ -194,7 +203,7 @@ func (j *Journal) Changes() []Change {
 	return out
 }
 
-// write makes next the journal's content, on the disk first.
+// write makes next the journal's content, on the disk first; j.mu is held.
 func (j *Journal) write(next []record) error {
 	if len(next) == 0 && len(j.rest) == 0 {
 		if err := statefile.Remove(j.path); err != nil {
