@@ -189,7 +189,7 @@ func oneLine(t *testing.T, code int, run func() (string, error)) string {
 func hostState(s *lab.Server) string {
 	return s.Run("sh", "-c", `ip -o addr; ip rule; ip route show table all; ip -6 route show table all
 		grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
-		nft list ruleset; find /etc -xdev -printf '%p %M %s %T@\n'; find /run -type s`)
+		nft -s list ruleset; find /etc -xdev -printf '%p %M %s %T@\n'; find /run -type s`)
 }
 
 func networkFile(s *lab.Server) string {

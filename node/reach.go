@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -99,10 +100,15 @@ func (n api) Ping(ctx context.Context, r control.PingRequest, reply func(control
 	p.OnRecv = func(k *probing.Packet) {
 		reply(control.PingReply{Target: r.Target, IP: ip, Seq: k.Seq + 1, RTT: control.Duration(k.Rtt)})
 	}
-	if err := p.RunWithContext(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	err = p.RunWithContext(ctx)
+	unreachable := errors.Is(err, syscall.EHOSTUNREACH) // no peer has it, and nothing leaves in the clear
+	if err != nil && !unreachable && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("ping %s: %w", ip, err)
 	}
 	s := p.Statistics()
+	if unreachable {
+		s.PacketsSent++
+	}
 	reply(control.PingReply{
 		Target: r.Target, IP: ip, Done: true, Sent: s.PacketsSent, Recv: s.PacketsRecv,
 		Min: control.Duration(s.MinRtt), Avg: control.Duration(s.AvgRtt), Max: control.Duration(s.MaxRtt),
