@@ -76,7 +76,7 @@ func TestShow7Preflight(t *testing.T) {
 		{name: "strict second uplink", setUp: run("sysctl -qw net.ipv4.conf.eth1.rp_filter=1"), kind: host.KindRPFilter, want: "net.ipv4.conf.eth1.rp_filter=1 (strict)|leaves by eth0|`sysctl -w net.ipv4.conf.eth1.rp_filter=2`"},
 		{name: "strict first uplink", setUp: run("sysctl -qw net.ipv4.conf.eth0.rp_filter=1")},
 		{name: "no IPv6", setUp: run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"), kind: host.KindIPv6, want: "net.ipv6.conf.all.disable_ipv6=1"},
-		{name: "small uplink", setUp: func(_ *testing.T, s *lab.Server) { s.Links()[1].SetMTU(1300) }, code: 1, kind: "mtu", want: "mtu of uplink eth1 is 1300"},
+		{name: "small uplink", setUp: func(_ *testing.T, s *lab.Server) { s.Links()[1].SetMTU(1279) }, code: 1, kind: "mtu", want: "mtu of uplink eth1 is 1279"},
 		{name: "other cluster", setUp: run("jiji-node init --name web --cluster-cidr 10.99.0.0/16"), args: []string{"--cluster-cidr", "10.98.0.0/16"},
 			code: 2, kind: "configuration", want: "cluster CIDR 10.98.0.0/16: this machine belongs to the cluster 10.99.0.0/16 (/var/lib/jiji/network.json)"},
 	} {

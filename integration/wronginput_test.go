@@ -90,7 +90,7 @@ func TestWrongInput(t *testing.T) {
 		{"StateOfRoot", "jiji-node init", "setpriv --reuid 65534 --clear-groups jiji-node run", refused, "/var/lib/jiji/lock: permission denied|run as root"},
 		{"InterfaceIsABridge", "ip link add jiji0 type bridge", "jiji-node run", refused, "interface jiji0 exists already, of type bridge|`ip link delete jiji0`|--interface"},
 		{"InterfaceIsAPersistentTUN", "ip tuntap add mode tun name jiji0", "jiji-node run", refused, "interface jiji0 exists already, as a TUN device|`ip link delete jiji0`|--interface"},
-		{"UnderlayTooNarrow", "ip link set eth0 mtu 1300", "jiji-node run", refused, "1300|eth0|1280"},
+		{"UnderlayTooNarrow", "ip link set eth0 mtu 1279", "jiji-node run", refused, "1279|eth0|1280|--mtu"},
 		{"CorruptRegistry", "jiji-node init; head -c 20000 /dev/urandom >/var/lib/jiji/registry.db", "jiji-node run", refused, "/var/lib/jiji/registry.db|damaged|move it away"},
 		{"StateIsReadOnly", "jiji-node init; mount --bind /var/lib/jiji /var/lib/jiji; mount -o remount,bind,ro /var/lib/jiji", "jiji-node run", refused, "/var/lib/jiji/lock: read-only file system"},
 		{"RuntimeDirectoryIsReadOnly", "mkdir /run/jiji; mount -t tmpfs -o ro none /run/jiji", "jiji-node run", refused, "/run/jiji/node.sock|read-only file system"},
@@ -312,9 +312,10 @@ func secondInstance(t *testing.T) {
 	other := []string{"run", "--state-dir", "/var/lib/other", "--runtime-dir", "/run/other", "--listen-port", "51821", "--dns-port", "5353"}
 	isRefused(t, s, refused, "state directory /var/lib/jiji is in use by process "+pid+"|--state-dir", "jiji-node", "run")
 	isRefused(t, s, refused, "state directory /var/lib/jiji is in use by process "+pid, "jiji-node", "run", "--runtime-dir", "/run/other")
-	isRefused(t, s, refused, "interface jiji0 exists already, as a TUN device of jiji-node (pid "+pid+"|--interface", "jiji-node", other...)
-	isRefused(t, s, refused, "fdcc::/16|/128 of jiji0|is not ours", "jiji-node", append(other, "--interface", "jiji1", "--cluster-cidr", "10.211.0.0/16")...)
-	isRefused(t, s, refused, "interface jiji0 exists already, as a TUN device of jiji-node (pid "+pid, "jiji-node", "run", "--state-dir", "/var/lib/other", "--runtime-dir", "/run/other")
+	another := "jiji-node (pid " + pid + ") is another node on this machine|expected none beside this one|stop that process|holds "
+	isRefused(t, s, refused, another+"interface jiji0", "jiji-node", other...)
+	isRefused(t, s, refused, another+"interface jiji0", "jiji-node", append(other, "--interface", "jiji1", "--cluster-cidr", "10.211.0.0/16")...)
+	isRefused(t, s, refused, another+"|interface jiji0|port 51820/udp|port 53/tcp on 10.210.0.1", "jiji-node", "run", "--state-dir", "/var/lib/other", "--runtime-dir", "/run/other")
 	if first.Ended() {
 		t.Error("the first node ended")
 	}
@@ -325,7 +326,7 @@ func secondInstance(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	isRefused(t, s, refused, "/run/jiji/node.sock|another jiji-node answers there|--runtime-dir", "jiji-node", "run")
+	isRefused(t, s, refused, "is another node on this machine|control socket /run/jiji/node.sock", "jiji-node", "run")
 }
 
 // A disk that is full sooner or later is named, and with more room the same start goes on
