@@ -40,7 +40,7 @@ func TestShow4WhatSomebodyTakesAwayIsRepaired(t *testing.T) {
 		{"the link's state", "ip link set jiji0 down", "interface jiji0 had lost: up"},
 		{"the MTU", "ip link set jiji0 mtu 1300", "interface jiji0 had lost: mtu 1440"},
 		{"the interface", "ip link delete jiji0", "interface jiji0 was gone, made again"},
-		{"its name", "ip link set jiji0 down; ip link set jiji0 name other0; ip link set other0 up", "interface jiji0 was gone, made again"},
+		{"its name", "for i in 1 2 3 4 5; do ip link set jiji0 down && ip link set jiji0 name other0 && break; done; ip link set other0 up || :", "interface jiji0 was gone, made again"},
 		{"the interface again", "ip link delete jiji0", "interface jiji0 was gone, made again"},
 		{"all rules of nftables", "nft flush ruleset", "nftables: table inet jiji"},
 		{"all rules of iptables", "iptables -F; iptables -X", "FORWARD"},
