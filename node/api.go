@@ -33,7 +33,7 @@ func (n api) Status() control.Status {
 	source, readOnly := n.members.Source()
 	stats, snapshot := n.dns.Stats(), n.store.Snapshot()
 	s := control.Status{
-		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started,
+		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started, StateDir: n.cfg.StateDir,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},

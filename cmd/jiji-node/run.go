@@ -209,7 +209,7 @@ func (a *app) configCommand() *cobra.Command {
 		Example: "  jiji-node config show\n  JIJI_MTU=1300 jiji-node config show --json", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list []control.Setting
-			err := either(func() (err error) {
+			err := a.either(cmd.Context(), func() (err error) {
 				list, err = a.client().Settings(cmd.Context())
 				return err
 			}, func() error {

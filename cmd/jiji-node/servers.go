@@ -43,13 +43,39 @@ func (a *app) offline(cfg membership.Config, do func(*membership.Membership) err
 	return m.Save()
 }
 
-// either asks the running node, or does the work itself if there is none.
-func either(online func() error, offline func() error) error {
+// either asks the running node, or does the work itself if there is none: none
+// at all, or none on the state directory that was chosen.
+func (a *app) either(ctx context.Context, online func() error, offline func() error) error {
+	if a.elsewhere(ctx) {
+		return offline()
+	}
 	err := online()
 	if errors.Is(err, control.ErrNotRunning) {
 		return offline()
 	}
 	return err
+}
+
+// elsewhere reports whether a state directory was chosen that the running node
+// does not have.
+func (a *app) elsewhere(ctx context.Context) bool {
+	if !a.chosen("state-dir") {
+		return false
+	}
+	s, err := a.client().Status(ctx)
+	return err == nil && s.StateDir != "" && !sameDir(s.StateDir, a.stateDir)
+}
+
+func sameDir(one, other string) bool {
+	if one == other {
+		return true
+	}
+	a, err := os.Stat(one)
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(other)
+	return err == nil && os.SameFile(a, b)
 }
 
 func (a *app) initCommand() *cobra.Command {
@@ -87,7 +113,7 @@ entry, with what the flags change. Nothing on the host's network is touched.`,
 				}
 			}
 			var entry control.Added
-			err = either(func() error {
+			err = a.either(cmd.Context(), func() error {
 				if importFile != "" {
 					return a.importWhileRunning()
 				}
@@ -192,7 +218,7 @@ This machine's own entry is welcome too, so that the same command does for all.`
 				all = append(append(all, text...), '\n')
 			}
 			var added []control.Added
-			err := either(func() (err error) {
+			err := a.either(cmd.Context(), func() (err error) {
 				added, err = a.client().AddServers(cmd.Context(), all, "entries")
 				return err
 			}, func() error {
@@ -250,7 +276,7 @@ func (a *app) serverList() *cobra.Command {
 		Use: "list", Short: "List the servers of the mesh", Example: "  jiji-node server list --json", Args: count(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var servers []control.Server
-			err := either(func() (err error) {
+			err := a.either(cmd.Context(), func() (err error) {
 				servers, err = a.client().Servers(cmd.Context())
 				return err
 			}, func() error {
@@ -291,7 +317,7 @@ takes it for a server that is merely absent, and its subnet rests for 24 hours.
 Run it on every server, or copy the topology.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var gone control.Server
-			err := either(func() (err error) {
+			err := a.either(cmd.Context(), func() (err error) {
 				gone, err = a.client().RemoveServer(cmd.Context(), args[0], force)
 				return err
 			}, func() error {

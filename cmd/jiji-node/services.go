@@ -138,6 +138,9 @@ func (a *app) serviceDeregister() *cobra.Command {
 
 // containerID completes an id of which only the beginning was typed, as engines do.
 func (a *app) containerID(cmd *cobra.Command, typed string) (string, error) {
+	if typed == "" { // a variable of a script that is not set, not the beginning of every id
+		return "", usage.Errorf("the id of a container is empty; `jiji-node service list` shows them")
+	}
 	all, err := a.client().Containers(cmd.Context())
 	if err != nil {
 		return "", err

@@ -18,6 +18,7 @@ type Status struct {
 	Mode      string        `json:"mode"`  // "tun"
 	State     string        `json:"state"` // "ready", "removed" once its own tombstone was read, or "starting" while its interface is made again
 	StartedAt time.Time     `json:"startedAt"`
+	StateDir  string        `json:"stateDir"`
 	Server    Server        `json:"server"` // this node
 	Cluster   netip.Prefix  `json:"clusterCidr"`
 	Domain    string        `json:"serviceDomain"`
