@@ -47,7 +47,10 @@ Without a node and without this command the rules that protect the mesh stay.`,
 // down has the running node take the network off the host, and waits for its
 // end, or does that here.
 func (a *app) down(ctx context.Context) (u control.Undone, err error) {
-	err = either(func() error {
+	if a.elsewhere(ctx) { // taking its firewall and interface away would harm that node
+		return u, usage.Errorf("--state-dir %s: a node runs on this machine with another one: leave --state-dir out, or stop that node first", a.stateDir)
+	}
+	err = a.either(ctx, func() error {
 		if u, err = a.client().Down(ctx); err == nil {
 			return a.waitEnd(ctx)
 		}
