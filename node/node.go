@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -31,6 +33,8 @@ import (
 	"github.com/acidtib/jiji-node/tunnel"
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
+
+const notifyLimit = time.Second // for the service manager to take a message
 
 // A Config is what the user decided. Text has become types before.
 type Config struct {
@@ -163,7 +167,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("control socket open", "path", socket.Addr())
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.tunnel.Run(ctx) })
+	g.Go(func() error {
+		err := n.tunnel.Run(ctx)
+		if errors.Is(err, tunnel.ErrClosed) {
+			err = fmt.Errorf("interface %s is gone: somebody deleted it; start jiji-node again", cfg.Interface)
+		}
+		return err
+	})
 	g.Go(func() error { return n.dns.Run(ctx) })
 	g.Go(func() error { return n.store.Run(ctx) })
 	g.Go(func() error { return n.monitor.Run(ctx) })
@@ -246,9 +256,26 @@ func closing(err *error, what string, close func() error) {
 
 // notify tells systemd; without it there is nothing to do.
 func (n *Node) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if err := sdNotify(state); err != nil {
 		n.log.Warn("service manager not told", "state", state, "err", err)
 	}
+}
+
+// sdNotify is daemon.SdNotify for a manager that may have stopped reading: a
+// full socket must keep neither convergence nor the end of the node waiting.
+func sdNotify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetWriteDeadline(time.Now().Add(notifyLimit))
+	_, err = c.Write([]byte(state))
+	return err
 }
 
 // DetectEndpoints are the addresses of this machine under which others may
@@ -285,7 +312,7 @@ func (n *Node) onLinks() {
 // RunDisabled is the node where JIJI_NETWORK_ENABLED=false: it says so and ends.
 func RunDisabled(log *slog.Logger) error {
 	log.Info("network disabled by configuration; nothing to do", "setting", "network-enabled")
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+	if err := sdNotify(daemon.SdNotifyReady); err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
 	return nil
