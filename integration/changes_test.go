@@ -104,3 +104,53 @@ func TestAllServersRestartAtOnce(t *testing.T) {
 		t.Logf("each reaches each after %v", time.Since(start).Round(time.Millisecond))
 	}
 }
+
+// What somebody takes from under a node is told where an operator looks, one
+// line for each thing; without its interface it ends and says why.
+func TestStatusSaysWhatIsGone(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	m.startAll()
+	web1 := m.servers[0]
+	warned := func(texts ...string) {
+		t.Helper()
+		lab.Eventually(t, 10*time.Second, "the warnings "+strings.Join(texts, ", "), func() error {
+			got := status(t, web1).Warnings
+			if len(got) != len(texts) {
+				return fmt.Errorf("have %q", got)
+			}
+			for i, text := range texts {
+				if !strings.Contains(got[i], text) || strings.Contains(got[i], "\n") {
+					return fmt.Errorf("have %q", got)
+				}
+			}
+			return nil
+		})
+	}
+	warned()
+	sh(web1, "mkdir /var/lib/gone && mv /var/lib/jiji/registry.db* /var/lib/gone/")
+	warned("the file was removed")
+	sh(web1, "mv /var/lib/gone/* /var/lib/jiji/")
+	warned()
+	web1.Run("ip", "link", "set", "jiji0", "name", "other")
+	warned("interface jiji0", "interface jiji0", "jiji0/send_redirects")
+	web1.Run("ip", "link", "set", "other", "name", "jiji0")
+	warned()
+	m.waitUp(m.servers...)
+
+	web1.Run("rm", "-r", "/run/jiji")
+	lab.Eventually(t, 5*time.Second, "the control socket is back", func() error {
+		_, err := web1.Try("jiji-node", "status")
+		return err
+	})
+
+	web1.Run("ip", "link", "delete", "jiji0")
+	if code := m.nodes[0].Wait(5 * time.Second); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	if want := "jiji-node: interface jiji0 is gone: somebody deleted it"; !strings.Contains(m.nodes[0].Log(), want) {
+		t.Errorf("the log does not say %q:\n%s", want, m.nodes[0].Log())
+	}
+	m.start(0)
+	m.waitUp(m.servers...)
+}

@@ -62,6 +62,27 @@ func TestSigtermWhileClientsHang(t *testing.T) {
 	m.waitUp(m.servers...)
 }
 
+// A terminal that goes away ends a node in order, unless nohup keeps it.
+func TestSighup(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 1)
+	m.start(0)
+	m.nodes[0].Signal(syscall.SIGHUP)
+	if code := m.nodes[0].Wait(5 * time.Second); code != 0 {
+		t.Errorf("exit code %d, want 0\n%s", code, m.nodes[0].Log())
+	}
+	checkNothingLeft(t, m.servers[0])
+
+	p := m.servers[0].Spawn("sh", "-c", "trap '' HUP; exec jiji-node run")
+	p.WaitLog("msg=ready", 10*time.Second)
+	p.Signal(syscall.SIGHUP)
+	time.Sleep(200 * time.Millisecond)
+	if p.Ended() {
+		t.Errorf("ended, though SIGHUP was ignored when it began\n%s", p.Log())
+	}
+	p.Stop()
+}
+
 // A node that is told to end while it starts does so, and takes back what it did.
 func TestSigtermDuringStart(t *testing.T) {
 	t.Parallel()

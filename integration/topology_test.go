@@ -160,7 +160,7 @@ func TestWgSetIsPutBack(t *testing.T) {
 	sh(m.servers[1], "jiji-node init --endpoint 203.0.113.2 --endpoint 203.0.113.99 > web2.json")
 	m.copyEntries()
 	sh(web1, "jiji-node server add web2.json") // any change of the topology
-	for _, change := range []string{"allowed ips", "keepalive", "added", "removed", "private key", "listen port"} {
+	for _, change := range []string{"allowed ips", "keepalive", "added", "removed", `put back" what="private key"`, `put back" what="listen port"`} {
 		m.nodes[0].WaitLog(change, 5*time.Second)
 	}
 	if out := peersOnDevice(web1); out != before {

@@ -37,7 +37,7 @@ func (n api) Status() control.Status {
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
-		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}},
+		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}, Error: n.store.Problem()},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
 		Warnings:  n.warnings(),
 		Peers:     n.peers(topo),
@@ -50,7 +50,10 @@ func (n api) Status() control.Status {
 		s.State = "starting"
 	}
 	if s.Topology.Error != "" {
-		s.Warnings = append(s.Warnings, s.Topology.Error)
+		s.Warnings = append(s.Warnings, strings.Split(s.Topology.Error, "\n")...)
+	}
+	if s.Registry.Error != "" {
+		s.Warnings = append(s.Warnings, s.Registry.Error)
 	}
 	for _, r := range snapshot.Skipped {
 		s.Registry.Skipped = append(s.Registry.Skipped, control.Skipped(r))

@@ -83,6 +83,10 @@ func (n *Node) convergeTunnel(t *tunnel.Tunnel, regular bool) (err error) {
 		err = errors.Join(err, fmt.Errorf("set peers: %w", serr))
 	}
 	for _, c := range changes {
+		if c.Key.IsZero() { // the device's own: nobody else sets those but wg(8)
+			n.log.Warn("tunnel was changed by somebody else; put back", "what", c.What)
+			continue
+		}
 		n.log.Info("peer set", "peer", n.peerName(c.Key), "change", c.What)
 	}
 	return ignoreClosed(err)

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +36,8 @@ import (
 	"github.com/acidtib/jiji-node/tunnel"
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
+
+const notifyLimit = time.Second // for the service manager to take a message
 
 // A Config is what the user decided. Text has become types before.
 type Config struct {
@@ -334,7 +339,7 @@ func (n *Node) warnings() []string {
 		lines = append(lines, *tight)
 	}
 	if n.faulty() {
-		lines = append(lines, *n.fault.Load())
+		lines = append(lines, strings.Split(*n.fault.Load(), "\n")...)
 	}
 	return lines
 }
@@ -348,9 +353,26 @@ func closing(err *error, what string, close func() error) {
 
 // notify tells systemd; without it there is nothing to do.
 func (n *Node) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if err := sdNotify(state); err != nil {
 		n.log.Warn("service manager not told", "state", state, "err", err)
 	}
+}
+
+// sdNotify is daemon.SdNotify for a manager that may have stopped reading: a
+// full socket must keep neither convergence nor the end of the node waiting.
+func sdNotify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetWriteDeadline(time.Now().Add(notifyLimit))
+	_, err = c.Write([]byte(state))
+	return err
 }
 
 // DetectEndpoints are the addresses of this machine under which others may
@@ -390,7 +412,7 @@ func poke(news chan<- struct{}) {
 // RunDisabled is the node where JIJI_NETWORK_ENABLED=false: it says so and ends.
 func RunDisabled(log *slog.Logger) error {
 	log.Info("network disabled by configuration; nothing to do", "setting", "network-enabled")
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+	if err := sdNotify(daemon.SdNotifyReady); err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
 	return nil

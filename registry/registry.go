@@ -112,6 +112,10 @@ type Store interface {
 	// Run follows what others write. It returns nil when ctx is done.
 	Run(ctx context.Context) error
 
+	// Problem says, in one line, why Run cannot follow now, so that the latest
+	// Snapshot may be old; "" if it can.
+	Problem() string
+
 	// Close may be called more than once. The last Snapshot stays.
 	Close() error
 }

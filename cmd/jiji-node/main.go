@@ -36,10 +36,15 @@ func main() {
 	os.Exit(execute(context.Background(), os.Args[1:], os.Environ()))
 }
 
-// untilSignal is ctx until the first SIGINT or SIGTERM; a second one ends the
-// process. Commands that have nothing to end in order do without it.
+// untilSignal is ctx until the first SIGINT, SIGTERM or SIGHUP, which a terminal
+// that goes away sends; a second one ends the process. Under nohup SIGHUP stays
+// ignored. Commands that have nothing to end in order do without it.
 func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, signals...)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
 }

@@ -80,7 +80,11 @@ func repeat(ctx context.Context, w io.Writer, every time.Duration, show func(con
 
 func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	fmt.Fprintf(w, "%s  %s  %s\n", s.Server.ID, s.Server.WireGuardIP, s.Server.ManagementIP)
-	fmt.Fprintf(w, "  %s since %s, version %s, mode %s, %s mtu %d, port %d\n", s.State, ago(s.StartedAt, now), s.Version, s.Mode, s.Interface.Name, s.Interface.MTU, s.Interface.ListenPort)
+	since := s.StartedAt
+	if s.Server.RemovedAt != nil {
+		since = *s.Server.RemovedAt
+	}
+	fmt.Fprintf(w, "  %s since %s, version %s, mode %s, %s mtu %d, port %d\n", s.State, ago(since, now), s.Version, s.Mode, s.Interface.Name, s.Interface.MTU, s.Interface.ListenPort)
 	fmt.Fprintf(w, "  public key %s\n", s.Server.Key)
 	fmt.Fprintf(w, "  topology   %s, domain %s, %d servers, from %s\n", s.Cluster, s.Domain, len(s.Peers)+1, s.Topology.Source)
 	fmt.Fprintf(w, "  dns        %s, %d names, %d queries, upstreams: %s\n", join(s.DNS.Listen), s.DNS.Names, s.DNS.Queries, orNone(join(s.DNS.Upstreams)))

@@ -63,6 +63,7 @@ type Registry struct {
 	Mode       string    `json:"mode"` // "embedded"
 	Containers int       `json:"containers"`
 	Skipped    []Skipped `json:"skipped"`
+	Error      string    `json:"error,omitempty"` // why it cannot be read now
 }
 
 // A Skipped row is one that the node does not believe, and why.

@@ -18,6 +18,8 @@ import (
 	"github.com/acidtib/jiji-node/node/usage"
 )
 
+const patience = 30 * time.Second // with a node that took the request
+
 // ErrNotRunning says that no node answers on the socket.
 var ErrNotRunning = errors.New("no jiji-node is running")
 
@@ -131,7 +133,7 @@ func (c *Client) Ping(ctx context.Context, r PingRequest, reply func(PingReply))
 
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var v T
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	res, err := c.do(ctx, method, path, body)
 	if err != nil {
@@ -166,6 +168,8 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 		return nil, fmt.Errorf("%w: nothing answers on %s; start it with `jiji-node run`", ErrNotRunning, c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open %s: permission denied: be root, or a member of the group jiji", c.path)
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("the node on %s does not answer within %s: it hangs, or was stopped by a signal", c.path, patience)
 	case err != nil:
 		var inner *url.Error
 		if errors.As(err, &inner) {

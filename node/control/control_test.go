@@ -195,3 +195,53 @@ func TestServeEndsWithAClientHanging(t *testing.T) {
 		t.Error("still serving 10 s after the end")
 	}
 }
+
+// A socket whose directory was cleaned up comes back.
+func TestRemovedSocketIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	c := serve(t)
+	dir := filepath.Dir(c.path)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Fatalf("without the socket: %v", err)
+	}
+	for end := time.Now().Add(5 * socketCheck); ; time.Sleep(socketCheck / 20) {
+		_, err := c.Status(t.Context())
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(c.path); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+}
+
+// A node that ends leaves the socket of the one that took its place.
+func TestCloseLeavesAnothersSocket(t *testing.T) {
+	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
+	old, err := Listen(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, SocketName)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Close()
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the end: %v", err)
+	}
+}

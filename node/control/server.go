@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/acidtib/jiji-node/node/usage"
@@ -21,7 +23,10 @@ import (
 // SocketName is the name of the socket in the runtime directory.
 const SocketName = "node.sock"
 
-const maxBody = 64 << 20 // 65,536 servers have about 30 MB
+const (
+	maxBody     = 64 << 20        // 65,536 servers have about 30 MB
+	socketCheck = 2 * time.Second // how often to look whether the file is there
+)
 
 // A problem is the body of every answer that is not 200.
 type problem struct {
@@ -35,25 +40,127 @@ type problem struct {
 // not be given to it, as under the systemd unit without SupplementaryGroups=jiji,
 // it is root's alone and the log says so.
 func Listen(dir string, log *slog.Logger) (net.Listener, error) {
-	path := filepath.Join(dir, SocketName)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make runtime directory: %w", err)
+	s := &socket{path: filepath.Join(dir, SocketName), log: log}
+	if err := s.open(); err != nil {
+		return nil, err
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	return s, nil
+}
+
+// A socket is a listener whose file is made again when somebody removes it: its
+// directory is one that people and programs clean up.
+type socket struct {
+	path string
+	log  *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	l      *net.UnixListener
+	file   fs.FileInfo // of path when l was made
+	closed bool
+}
+
+// open makes the file and what listens there; s.mu is held, or s nobody else's.
+func (s *socket) open() error {
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
+		return fmt.Errorf("make runtime directory: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", s.path, time.Second); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("listen on %s: another jiji-node answers there: stop it, or choose another directory with --runtime-dir", path)
+		return fmt.Errorf("listen on %s: another jiji-node answers there: stop it, or choose another directory with --runtime-dir", s.path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove stale socket: %w", err)
+	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove stale socket: %w", err)
 	}
-	l, err := listenUnix(path)
+	l, err := listenUnix(s.path)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
+		return fmt.Errorf("listen on %s: %w", s.path, err)
 	}
-	if err := admit(path); err != nil {
-		log.Warn("control socket is root's alone", "err", err)
+	file, err := os.Lstat(s.path)
+	if err != nil {
+		l.Close()
+		return fmt.Errorf("listen on %s: %w", s.path, err)
 	}
-	return l, nil
+	if err := admit(s.path); err != nil {
+		s.log.Warn("control socket is root's alone", "err", err)
+	}
+	s.l, s.file = l.(*net.UnixListener), file
+	s.l.SetUnlinkOnClose(false) // by name alone it might remove another's
+	return nil
+}
+
+// inPlace reports whether the path still leads to this socket.
+func (s *socket) inPlace() bool {
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(s.file, now)
+}
+
+func (s *socket) current() *net.UnixListener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.l
+}
+
+func (s *socket) Accept() (net.Conn, error) {
+	for {
+		l := s.current()
+		c, err := l.Accept()
+		if err != nil && s.current() != l {
+			continue
+		}
+		return c, err
+	}
+}
+
+func (s *socket) Addr() net.Addr { return s.current().Addr() }
+
+// Close removes the file, too, if it is still this socket's.
+func (s *socket) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	err := s.l.Close()
+	if s.inPlace() {
+		err = errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}
+
+// keep makes the file again when it is gone, until ctx is done.
+func (s *socket) keep(ctx context.Context) {
+	check := time.NewTicker(socketCheck)
+	defer check.Stop()
+	for failing := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-check.C:
+		}
+		again, err := s.renew()
+		if err != nil && !failing {
+			s.log.Warn("cannot make the control socket again", "err", err)
+		}
+		failing = err != nil
+		if again {
+			s.log.Warn("the control socket was gone, made it again", "path", s.path)
+		}
+	}
+}
+
+func (s *socket) renew() (renewed bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.inPlace() {
+		return false, nil
+	}
+	old := s.l
+	if err := s.open(); err != nil {
+		return false, err
+	}
+	old.Close()
+	return true, nil
 }
 
 // admit opens the socket to its group; before, only root can connect.
@@ -91,6 +198,13 @@ func Serve(ctx context.Context, l net.Listener, n Node, log *slog.Logger) error 
 		}
 	})
 	defer stop()
+	if s, ok := l.(*socket); ok {
+		ctx, cancel := context.WithCancel(ctx)
+		var keeping sync.WaitGroup
+		keeping.Go(func() { s.keep(ctx) })
+		defer keeping.Wait()
+		defer cancel()
+	}
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve control socket: %w", err)
 	}

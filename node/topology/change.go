@@ -100,6 +100,10 @@ func (t Topology) freeSubnet(s Server, known int, now time.Time) (netip.Prefix, 
 		if err != nil {
 			return netip.Prefix{}, fmt.Errorf("subnet %s of %s belongs to %s: %w", s.Subnet, nameOf(0, s), nameOf(0, by), err)
 		}
+		if strings.EqualFold(by.ID, s.ID) { // one machine set up anew, or two of one name
+			return netip.Prefix{}, fmt.Errorf("subnet %s belongs to %s with another key: if it was set up anew, run `jiji-node server remove %s` and add it again; if both are there, run `jiji-node init --index %s` on the new one",
+				s.Subnet, nameOf(0, by), by.ID, t.number(free))
+		}
 		return netip.Prefix{}, fmt.Errorf("subnet %s of %s belongs to %s: on %[2]s, run `jiji-node init --index %[4]s`",
 			s.Subnet, nameOf(0, s), nameOf(0, by), t.number(free))
 	case s.Subnet.IsValid():

@@ -76,6 +76,8 @@ func TestAdd(t *testing.T) {
 		{"known without subnet, now with", mesh(server(0), with(server(1), noSubnet)), with(server(1), on("10.210.7.0/24")), "s1 10.210.7.0/24", false},
 		{"subnet of another", mesh(server(0), server(1), server(3)), with(newcomer("a", 1), on("10.210.1.0/24")),
 			"subnet 10.210.1.0/24 of server \"a\" belongs to server \"s1\": on server \"a\", run `jiji-node init --index 2`", false},
+		{"set up anew", mesh(server(0), server(1)), with(newcomer("S1", 1), on("10.210.1.0/24")),
+			"subnet 10.210.1.0/24 belongs to server \"s1\" with another key: if it was set up anew, run `jiji-node server remove s1` and add it again; if both are there, run `jiji-node init --index 2` on the new one", false},
 		{"subnet of another, full", full(), with(newcomer("a", 1), on("10.210.1.0/24")),
 			`subnet 10.210.1.0/24 of server "a" belongs to server "s1": cluster 10.210.0.0/22: no server subnet is free: all 4 are taken`, false},
 		{"full", full(), newcomer("a", 1), "cluster 10.210.0.0/22: no server subnet is free: all 4 are taken", false},

@@ -37,7 +37,8 @@ type Store struct {
 
 	snapshot atomic.Pointer[registry.Snapshot]
 	changed  chan struct{}
-	version  int64 // of the data in snapshot; belongs to who has the turn
+	problem  atomic.Pointer[string] // of Run's last turn; nil: none
+	version  int64                  // of the data in snapshot; belongs to who has the turn
 
 	closed atomic.Bool
 	close  func() error
@@ -177,7 +178,6 @@ func (s *Store) Adopt(ctx context.Context, former string) (adopted int, err erro
 func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(s.poll)
 	defer tick.Stop()
-	fault := "" // the one that was logged last
 	for {
 		select {
 		case <-ctx.Done():
@@ -190,14 +190,23 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		case errors.Is(err, registry.ErrClosed):
 			return fmt.Errorf("follow %w", err)
-		case err != nil && err.Error() != fault:
-			fault = err.Error()
+		case err != nil && err.Error() != s.Problem():
+			problem := err.Error()
+			s.problem.Store(&problem)
 			s.cfg.Log.Error("registry cannot be read", "err", err)
-		case err == nil && fault != "":
-			fault = ""
+		case err == nil && s.Problem() != "":
+			s.problem.Store(nil)
 			s.cfg.Log.Info("registry can be read again")
 		}
 	}
+}
+
+// Problem implements registry.Store.
+func (s *Store) Problem() string {
+	if p := s.problem.Load(); p != nil {
+		return *p
+	}
+	return ""
 }
 
 // Close implements registry.Store. It moves what is in the write-ahead log

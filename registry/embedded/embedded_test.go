@@ -517,12 +517,18 @@ func TestRunLogsOnce(t *testing.T) {
 	if n := strings.Count(log.String(), "registry cannot be read"); n != 1 {
 		t.Errorf("%d lines, want 1:\n%s", n, log.String())
 	}
+	if got := s.Problem(); !strings.Contains(got, "the file was removed or replaced") {
+		t.Errorf("problem %q while the file is away", got)
+	}
 	log.Reset()
 	back := time.AfterFunc(50*time.Millisecond, func() { os.Rename(path+".old", path) })
 	defer back.Stop()
 	run(time.Second)
 	if !strings.Contains(log.String(), "registry can be read again") {
 		t.Errorf("recovery is not logged:\n%s", log.String())
+	}
+	if got := s.Problem(); got != "" {
+		t.Errorf("problem %q after the recovery", got)
 	}
 }
 
