@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func TestShow4WhatSomebodyTakesAwayIsRepaired(t *testing.T) {
 		before := strings.Count(node.Log(), c.log)
 		web1.Run("sh", "-c", c.command)
 		start := time.Now()
-		lab.Eventually(t, heard, c.name+" is repaired", func() error {
+		lab.Eventually(t, heard*slowness(), c.name+" is repaired", func() error {
 			if got := strings.Count(node.Log(), c.log); got <= before {
 				return fmt.Errorf("the log does not say %q", c.log)
 			}
@@ -60,9 +61,6 @@ func TestShow4WhatSomebodyTakesAwayIsRepaired(t *testing.T) {
 		})
 		took := time.Since(start)
 		t.Logf("%-28s %v", c.name, took.Round(time.Millisecond))
-		if took > heard {
-			t.Errorf("%s: repaired after %v, want %v", c.name, took, heard)
-		}
 		// The names go on, too, and so do wg(8) and the monitor.
 		if out := a.Run("dig", "+short", "+time=1", "web2.node.jiji"); strings.TrimSpace(out) != "10.210.1.1" {
 			t.Errorf("%s: web2.node.jiji is %q", c.name, out)
@@ -127,7 +125,7 @@ func TestShow4AFightEndsInOneWarning(t *testing.T) {
 	}
 	// What nobody fights over is repaired as before.
 	web1.Run("sysctl", "-qw", "net.ipv4.ip_forward=0")
-	lab.Eventually(t, heard, "forwarding is repaired", func() error {
+	lab.Eventually(t, heard*slowness(), "forwarding is repaired", func() error {
 		if got := strings.TrimSpace(web1.Run("sysctl", "-n", "net.ipv4.ip_forward")); got != "1" {
 			return fmt.Errorf("it is %s", got)
 		}
@@ -140,4 +138,12 @@ func TestShow4AFightEndsInOneWarning(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// slowness is how much longer a binary with the race detector may take.
+func slowness() time.Duration {
+	if os.Getenv("JIJI_LAB_RACE") == "1" {
+		return 5
+	}
+	return 1
 }
