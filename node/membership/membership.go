@@ -306,8 +306,13 @@ func merge(known, given topology.Topology) (merged topology.Topology, superseded
 // done. Content that is wrong is logged, named by Problem and changes nothing.
 func (m *Membership) Follow(ctx context.Context) error {
 	return topology.Follow(ctx, m.source(), func(given topology.Topology, err error) {
-		if err == nil {
+		switch {
+		case err == nil:
 			err = m.take(given)
+		case errors.Is(err, fs.ErrNotExist) && m.cfg.NetworkFile == "": // a restart would begin a mesh of its own
+			if err = m.Save(); err == nil {
+				m.cfg.Log.Warn("topology was gone; written again", "file", m.path())
+			}
 		}
 		problem := ""
 		if err != nil {

@@ -309,3 +309,35 @@ func TestDryRunTouchesNothing(t *testing.T) {
 		t.Errorf("another key than the known one")
 	}
 }
+
+func TestFollowWritesItsOwnCopyAgain(t *testing.T) {
+	a, _ := machine(t, "web1", 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	done := make(chan error, 1)
+	go func() { done <- a.Follow(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	file := filepath.Join(a.cfg.Dir, FileName)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	for ctx.Err() == nil {
+		if known, err := topology.Load(file); err == nil {
+			if !known.Equal(a.Topology()) {
+				t.Errorf("written again as %s", ids(known))
+			}
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // a poll: the loop is bounded by ctx
+	}
+	if ctx.Err() != nil {
+		t.Error("the file did not come back")
+	}
+	if p := a.Problem(); p != "" {
+		t.Errorf("problem %q", p)
+	}
+}
