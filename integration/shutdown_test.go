@@ -66,15 +66,16 @@ func TestSigtermWhileClientsHang(t *testing.T) {
 func TestSighup(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, 1)
-	m.start(0)
-	m.nodes[0].Signal(syscall.SIGHUP)
-	if code := m.nodes[0].Wait(5 * time.Second); code != 0 {
-		t.Errorf("exit code %d, want 0\n%s", code, m.nodes[0].Log())
+	p := m.servers[0].Spawn("env", "--default-signal=HUP", "jiji-node", "run") // the tests may run under nohup
+	p.WaitLog("msg=ready", 20*time.Second)
+	p.Signal(syscall.SIGHUP)
+	if code := p.Wait(10 * time.Second); code != 0 {
+		t.Errorf("exit code %d, want 0\n%s", code, p.Log())
 	}
 	checkNothingLeft(t, m.servers[0])
 
-	p := m.servers[0].Spawn("sh", "-c", "trap '' HUP; exec jiji-node run")
-	p.WaitLog("msg=ready", 10*time.Second)
+	p = m.servers[0].Spawn("sh", "-c", "trap '' HUP; exec jiji-node run")
+	p.WaitLog("msg=ready", 20*time.Second)
 	p.Signal(syscall.SIGHUP)
 	time.Sleep(200 * time.Millisecond)
 	if p.Ended() {
