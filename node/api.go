@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"os"
 	"slices"
@@ -37,7 +38,7 @@ func (n api) Status() control.Status {
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
-		Registry:  control.Registry{Mode: "embedded", Containers: len(snapshot.Containers), Skipped: []control.Skipped{}, Error: n.store.Problem()},
+		Registry:  control.Registry{Mode: "embedded", Containers: snapshot.Len(), Skipped: []control.Skipped{}, Error: n.store.Problem()},
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
 		Warnings:  n.warnings(),
 		Peers:     n.peers(topo),
@@ -199,8 +200,8 @@ func (n api) RemoveServer(id string, force bool) (control.Server, error) {
 
 func (n api) Containers() []control.Container {
 	out := []control.Container{}
-	for _, c := range n.store.Snapshot().Containers {
-		out = append(out, containerOf(c))
+	for c := range n.containers() {
+		out = append(out, containerOf(*c))
 	}
 	return out
 }
@@ -240,7 +241,7 @@ func (n api) Register(ctx context.Context, v control.Container) (control.Contain
 		}
 		c.Ports = append(c.Ports, port)
 	}
-	for _, known := range n.store.Snapshot().Containers {
+	for known := range n.containers() {
 		if known.ID == c.ID { // the same container said again: it did not start again
 			c.StartedAt = known.StartedAt
 		}
@@ -298,7 +299,7 @@ func (n api) Deregister(ctx context.Context, ids []string) (int, error) {
 }
 
 func (n api) Cleanup(ctx context.Context, r control.CleanupRequest) ([]control.Container, error) {
-	stale := staleContainers(n.store.Snapshot().Containers, n.members.Self().ID, r, time.Now())
+	stale := staleContainers(n.containers(), n.members.Self().ID, r, time.Now())
 	out, ids := []control.Container{}, []string{}
 	for _, c := range stale {
 		out, ids = append(out, containerOf(c)), append(ids, c.ID)
@@ -312,16 +313,16 @@ func (n api) Cleanup(ctx context.Context, r control.CleanupRequest) ([]control.C
 
 // staleContainers are those of server that have been other than healthy for as
 // long as r asks.
-func staleContainers(all []registry.Container, server string, r control.CleanupRequest, now time.Time) []registry.Container {
+func staleContainers(all iter.Seq[*registry.Container], server string, r control.CleanupRequest, now time.Time) []registry.Container {
 	var stale []registry.Container
-	for _, c := range all {
+	for c := range all {
 		last := c.LastCheck
 		if last.IsZero() {
 			last = c.StartedAt
 		}
 		if c.ServerID == server && c.Health != registry.Healthy &&
 			(r.Service == "" || strings.EqualFold(r.Service, c.Service)) && now.Sub(last) >= time.Duration(r.OlderThan) {
-			stale = append(stale, c)
+			stale = append(stale, *c)
 		}
 	}
 	return stale

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/registry"
 	"github.com/acidtib/jiji-node/tunnel"
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
@@ -35,7 +37,7 @@ func (n *Node) converge(fresh, regular bool) error {
 		fresh = fresh || changed
 	}
 	if fresh {
-		n.plan = makePlan(n.members.Topology(), n.key, n.store.Snapshot().Containers, n.ipv6, n.peerMTU)
+		n.plan = makePlan(n.members.Topology(), n.key, n.containers(), n.ipv6, n.peerMTU)
 	}
 	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
 	if t != nil {
@@ -64,6 +66,14 @@ func (n *Node) converge(fresh, regular bool) error {
 	n.dns.SetZone(zone)
 	n.names.Store(int64(len(n.plan.zone.Names)))
 	return err
+}
+
+// containers are those of the catalog; none before it is known.
+func (n *Node) containers() iter.Seq[*registry.Container] {
+	if s := n.store.Snapshot(); s != nil {
+		return s.All()
+	}
+	return func(func(*registry.Container) bool) {}
 }
 
 // convergeTunnel gives the tunnel the plan's peers, and its interface what

@@ -159,7 +159,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := n.adopt(ctx, store, topo); err != nil {
 		return n.unlessStopped(ctx, err)
 	}
-	n.log.Info("registry open", "mode", "embedded", "containers", len(store.Snapshot().Containers))
+	n.log.Info("registry open", "mode", "embedded", "containers", store.Snapshot().Len())
 
 	if err := n.failClosed(); err != nil {
 		return err
@@ -265,7 +265,7 @@ func (n *Node) adopt(ctx context.Context, store *embedded.Store, topo topology.T
 	for _, s := range topo.Servers {
 		known[s.ID] = true
 	}
-	for _, c := range store.Snapshot().Containers {
+	for c := range store.Snapshot().All() {
 		if known[c.ServerID] {
 			continue
 		}

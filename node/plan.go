@@ -1,6 +1,7 @@
 package node
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,13 +24,14 @@ type plan struct {
 	candidates map[wgkey.Public][]netip.AddrPort
 	routes     []host.Route
 	zone       dnsserver.ZoneConfig
+	refused    []registry.Skipped // containers that are not answered
 }
 
 // makePlan says what tunnel, monitor, host and name server are to hold. It
 // does no I/O. Without ipv6, which a machine may have disabled, there are no
 // routes to management addresses. What mtu returns for a peer is in bytes; 0: the
 // tunnel's.
-func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Container, ipv6 bool, mtu func(wgkey.Public) int) plan {
+func makePlan(t topology.Topology, key wgkey.Public, containers iter.Seq[*registry.Container], ipv6 bool, mtu func(wgkey.Public) int) plan {
 	self, _ := t.Self(key)
 	p := plan{candidates: map[wgkey.Public][]netip.AddrPort{}}
 	for _, s := range members(t) {
@@ -48,12 +50,8 @@ func makePlan(t topology.Topology, key wgkey.Public, containers []registry.Conta
 			p.routes = append(p.routes, host.Route{Dst: host32(s.ManagementIP), Src: self.ManagementIP, MTU: routeMTU6(mtu(s.Key))})
 		}
 	}
-	p.zone = dnsserver.ZoneConfig{
-		Apex:    t.Domain,
-		Server:  nodeName(self),
-		Names:   names(t, self, containers),
-		Reverse: reverse(t),
-	}
+	p.zone = dnsserver.ZoneConfig{Apex: t.Domain, Server: nodeName(self), Reverse: reverse(t)}
+	p.zone.Names, p.refused = names(t, self, containers)
 	return p
 }
 
@@ -85,9 +83,10 @@ func host32(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) 
 
 func nodeName(s topology.Server) string { return strings.ToLower(s.ID) + ".node" }
 
-// names are the owner names of the zone: of all servers, and of this server's
-// containers. A container that is not healthy keeps its names, without address.
-func names(t topology.Topology, self topology.Server, containers []registry.Container) []dnsserver.Name {
+// names are the owner names of the zone: of all servers, and of the
+// containers on them. A container that is not healthy keeps its names, without
+// address; one whose address is not its server's to give has none, see refused.
+func names(t topology.Topology, self topology.Server, containers iter.Seq[*registry.Container]) (all []dnsserver.Name, refused []registry.Skipped) {
 	byOwner := map[string]*dnsserver.Name{}
 	add := func(owner string, ptr bool, addrs ...dnsserver.Addr) {
 		owner = strings.ToLower(owner)
@@ -99,24 +98,34 @@ func names(t topology.Topology, self topology.Server, containers []registry.Cont
 		n.Addrs = append(n.Addrs, addrs...)
 		n.PTR = n.PTR || ptr
 	}
+	servers := map[string]topology.Server{}
 	for _, s := range members(t) {
+		servers[s.ID] = s
 		add(nodeName(s), true, dnsserver.Addr{IP: s.WireGuardIP}, dnsserver.Addr{IP: s.ManagementIP})
 	}
-	for _, c := range containers {
-		for _, owner := range ownerNames(c) {
+	for c := range containers {
+		server, member := servers[c.ServerID]
+		if !member { // removed, or not here yet
+			continue
+		}
+		if err := registry.CheckAddress(*c, server.Subnet, t.Cluster); err != nil {
+			refused = append(refused, registry.Skipped{Table: "containers", Key: c.ID, Reason: err.Error()})
+			continue
+		}
+		for _, owner := range ownerNames(*c) {
 			var addrs []dnsserver.Addr
 			if c.Health == registry.Healthy {
-				addrs = []dnsserver.Addr{{IP: c.IP, Rank: rank(c, self)}}
+				addrs = []dnsserver.Addr{{IP: c.IP, Rank: rank(*c, self)}}
 			}
-			add(owner, owner == containerName(c), addrs...)
+			add(owner, owner == containerName(*c), addrs...)
 		}
 	}
-	all := make([]dnsserver.Name, 0, len(byOwner))
+	all = make([]dnsserver.Name, 0, len(byOwner))
 	for _, n := range byOwner {
 		all = append(all, *n)
 	}
 	slices.SortFunc(all, func(a, b dnsserver.Name) int { return strings.Compare(a.Owner, b.Owner) })
-	return all
+	return all, refused
 }
 
 // rank puts this server's own containers first.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -34,7 +35,7 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	gone, unallocated := server(3), server(4)
 	gone.RemovedAt = time.Now()
 	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
-	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, nil, true, unlimited)
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, unlimited)
 	var got []string
 	for _, peer := range p.peers {
 		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
@@ -61,7 +62,7 @@ func unlimited(wgkey.Public) int { return 0 }
 
 func TestPlanLimitsPeers(t *testing.T) {
 	limit := map[wgkey.Public]int{server(1).Key: 1232, server(2).Key: 1360}
-	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, nil, true, func(k wgkey.Public) int { return limit[k] })
+	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, func(k wgkey.Public) int { return limit[k] })
 	var got []int
 	for _, peer := range p.peers {
 		got = append(got, peer.MTU)
@@ -75,7 +76,7 @@ func TestPlanLimitsPeers(t *testing.T) {
 }
 
 func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
-	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, nil, false, unlimited).routes {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, unlimited).routes {
 		if r.Dst.Addr().Is6() {
 			t.Errorf("route %v", r.Dst)
 		}
@@ -85,7 +86,7 @@ func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
 func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
 	me := server(0)
 	me.RemovedAt = time.Now()
-	if p := makePlan(mesh(me, server(1)), me.Key, nil, true, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
 		t.Errorf("got %+v", p)
 	}
 }
@@ -94,12 +95,21 @@ func TestPlanNames(t *testing.T) {
 	at := func(id, service, project, instance, ip string, h registry.Health) registry.Container {
 		return registry.Container{ID: id, Service: service, Project: project, Instance: instance, ServerID: "web0", IP: netip.MustParseAddr(ip), Health: h}
 	}
-	p := makePlan(mesh(server(0), server(1)), server(0).Key, []registry.Container{
+	elsewhere := func(id, server, ip string) registry.Container {
+		return registry.Container{ID: id, Service: "mail", ServerID: server, IP: netip.MustParseAddr(ip), Health: registry.Healthy}
+	}
+	p := makePlan(mesh(server(0), server(1)), server(0).Key, seq(
 		at("0123456789abcdef", "API", "shop", "blue", "10.210.0.10", registry.Healthy),
 		at("fedcba9876543210", "api", "", "", "10.210.0.11", registry.Healthy),
 		at("aaaaaaaaaaaaaaaa", "db", "", "", "10.210.0.12", registry.Unhealthy),
 		at("x.y", "db2", "", "", "10.210.0.13", registry.Starting),
-	}, true, unlimited)
+		elsewhere("remote", "web1", "10.210.1.10"),
+		elsewhere("refused", "web1", "10.210.0.20"),
+		elsewhere("unknown", "web9", "10.210.9.10"),
+	), true, unlimited)
+	if len(p.refused) != 1 || p.refused[0].Key != "refused" {
+		t.Errorf("refused are %+v, want the container with another server's address", p.refused)
+	}
 	got := map[string]string{}
 	for _, n := range p.zone.Names {
 		var ips []string
@@ -118,6 +128,7 @@ func TestPlanNames(t *testing.T) {
 		"shop-api": "10.210.0.10", "shop-api-blue": "10.210.0.10",
 		"0123456789ab.api": "10.210.0.10 ptr", "fedcba987654.api": "10.210.0.11 ptr",
 		"db": "", "db.web0": "", "aaaaaaaaaaaa.db": " ptr",
+		"mail": "10.210.1.10", "mail.web1": "10.210.1.10", "remote.mail": "10.210.1.10 ptr",
 		"db2": "", "db2.web0": "", "x-y.db2": " ptr",
 	}
 	for name, w := range want {
@@ -153,7 +164,7 @@ func TestStaleContainers(t *testing.T) {
 	}
 	for service, want := range map[string]string{"": "old never-checked", "API": "old never-checked", "db": ""} {
 		var got []string
-		for _, v := range staleContainers(all, "web0", control.CleanupRequest{Service: service, OlderThan: control.Duration(time.Minute)}, now) {
+		for _, v := range staleContainers(seq(all...), "web0", control.CleanupRequest{Service: service, OlderThan: control.Duration(time.Minute)}, now) {
 			got = append(got, v.ID)
 		}
 		if strings.Join(got, " ") != want {
@@ -197,6 +208,17 @@ func TestPartsDoNotImportOneAnother(t *testing.T) {
 			own, ok := strings.CutPrefix(dep, module)
 			if ok && own != part && !slices.Contains(may, own) && !strings.HasPrefix(own, part+"/") {
 				t.Errorf("%s imports %s", part, own)
+			}
+		}
+	}
+}
+
+// seq are containers as a snapshot has them.
+func seq(list ...registry.Container) iter.Seq[*registry.Container] {
+	return func(yield func(*registry.Container) bool) {
+		for i := range list {
+			if !yield(&list[i]) {
+				return
 			}
 		}
 	}

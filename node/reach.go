@@ -51,8 +51,8 @@ func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolutio
 		r.Source = res.Upstream.String()
 	}
 	owner := strings.TrimSuffix(strings.ToLower(name), "."+strings.ToLower(domain)+".")
-	for _, c := range n.store.Snapshot().Containers {
-		for _, o := range ownerNames(c) {
+	for c := range n.containers() {
+		for _, o := range ownerNames(*c) {
 			if strings.EqualFold(o, owner) && c.Health != registry.Healthy {
 				r.LeftOut = append(r.LeftOut, fmt.Sprintf("%s (%s): %s", c.IP, c.ID[:min(12, len(c.ID))], c.Health))
 			}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"time"
 )
@@ -56,10 +57,34 @@ type Skipped struct {
 	Reason string
 }
 
-// A Snapshot is the whole catalog at one instant. It is shared: read only.
+// A Snapshot is the whole catalog at one instant. It is shared, also in part
+// with other snapshots: read only.
 type Snapshot struct {
-	Containers []Container // in order of service, without case, then id
-	Skipped    []Skipped   // in order of table, then key
+	Services []*Service // in order of name; the same pointer as in an earlier snapshot if nothing in it changed
+	Skipped  []Skipped  // in order of table, then key
+	count    int
+}
+
+// A Service is the containers that share a name.
+type Service struct {
+	Name       string       // in lower case: names compare without case
+	Containers []*Container // in order of id, one or more
+}
+
+// Len returns the number of containers.
+func (s *Snapshot) Len() int { return s.count }
+
+// All are the containers, in order of service, then id.
+func (s *Snapshot) All() iter.Seq[*Container] {
+	return func(yield func(*Container) bool) {
+		for _, service := range s.Services {
+			for _, c := range service.Containers {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
 }
 
 var (

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,31 +19,6 @@ type Row struct {
 	OursServerID, Project, Name, Ports, External                                            any // jiji_containers; all nil if there is no row
 }
 
-// NewSnapshot returns what is to be believed of rows.
-func NewSnapshot(rows []Row) *Snapshot {
-	s := &Snapshot{Containers: make([]Container, 0, len(rows))}
-	for _, r := range rows {
-		c, ok, skipped := r.Container()
-		if ok {
-			s.Containers = append(s.Containers, c)
-		}
-		s.Skipped = append(s.Skipped, skipped...)
-	}
-	slices.SortFunc(s.Containers, compareContainers)
-	slices.SortFunc(s.Skipped, func(a, b Skipped) int {
-		return strings.Compare(a.Table+"\x00"+a.Key+"\x00"+a.Reason, b.Table+"\x00"+b.Key+"\x00"+b.Reason)
-	})
-	s.Skipped = slices.Compact(s.Skipped) // a service is named once, not for each of its containers
-	return s
-}
-
-func compareContainers(a, b Container) int {
-	if n := strings.Compare(strings.ToLower(a.Service), strings.ToLower(b.Service)); n != 0 {
-		return n
-	}
-	return strings.Compare(a.ID, b.ID)
-}
-
 // Container returns what r says. It is not ok for a row that is not to be
 // believed, which skipped names, and for one that is not here yet: replication
 // delivers cells one by one, the others being at their defaults until then.
@@ -53,8 +27,28 @@ func (r Row) Container() (c Container, ok bool, skipped []Skipped) {
 	if empty(r.Service) && empty(r.ServerID) && empty(r.IP) {
 		return Container{}, false, nil
 	}
+	c, err := r.base()
+	if err != nil {
+		return Container{}, false, []Skipped{{"containers", key(r.ID), err.Error()}}
+	}
+	c.Project, err = serviceProject(r.ServiceProject)
+	if err != nil {
+		skipped = append(skipped, Skipped{"services", key(r.Service), err.Error()})
+	}
+	if empty(r.OursServerID) {
+		return c, true, skipped
+	}
+	ours, err := r.ours().of(c)
+	if err != nil {
+		return c, true, append(skipped, Skipped{"jiji_containers", key(r.ID), err.Error()})
+	}
+	return ours, true, skipped
+}
+
+// base returns what the row of containers says.
+func (r Row) base() (Container, error) {
 	in := cells{}
-	c = Container{
+	c := Container{
 		ID:         in.text("id", r.ID),
 		Service:    in.text("service", r.Service),
 		ServerID:   in.text("server_id", r.ServerID),
@@ -66,26 +60,10 @@ func (r Row) Container() (c Container, ok bool, skipped []Skipped) {
 		Failures:   int(in.integer("consecutive_failures", r.Failures, math.MaxInt32)),
 		HealthPort: uint16(in.integer("health_port", r.HealthPort, math.MaxUint16)),
 	}
-	err := in.err
-	if err == nil {
-		c, err = c.Normalize()
+	if in.err != nil {
+		return c, in.err
 	}
-	if err != nil {
-		return Container{}, false, []Skipped{{"containers", key(r.ID), err.Error()}}
-	}
-
-	c.Project, err = serviceProject(r.ServiceProject)
-	if err != nil {
-		skipped = append(skipped, Skipped{"services", key(r.Service), err.Error()})
-	}
-	if empty(r.OursServerID) {
-		return c, true, skipped
-	}
-	ours, err := r.ours(c)
-	if err != nil {
-		return c, true, append(skipped, Skipped{"jiji_containers", key(r.ID), err.Error()})
-	}
-	return ours, true, skipped
+	return c.Normalize()
 }
 
 func serviceProject(cell any) (string, error) {
@@ -97,23 +75,38 @@ func serviceProject(cell any) (string, error) {
 	return p, in.err
 }
 
-// ours returns c with what the row of jiji_containers adds.
-func (r Row) ours(c Container) (Container, error) {
+// An extra is a row of jiji_containers: what it adds to its container.
+type extra struct {
+	owner, project, name string
+	ports                []Port
+	external             bool
+	err                  error // why none of it is believed
+}
+
+func (r Row) ours() extra {
 	in := cells{}
-	if owner := in.text("server_id", r.OursServerID); in.err == nil && owner != c.ServerID {
-		return c, &InvalidError{"server_id", owner, fmt.Sprintf("%q, as in containers", c.ServerID)}
+	e := extra{
+		owner:    in.text("server_id", r.OursServerID),
+		project:  in.text("project", r.Project),
+		name:     in.text("name", r.Name),
+		external: in.integer("external", r.External, 1) == 1,
 	}
-	c.Project = in.text("project", r.Project)
-	c.Name = in.text("name", r.Name)
-	c.External = in.integer("external", r.External, 1) == 1
 	ports := in.text("ports", r.Ports)
-	if in.err != nil {
-		return c, in.err
+	if e.err = in.err; e.err == nil {
+		e.ports, e.err = ParsePorts(ports)
 	}
-	var err error
-	if c.Ports, err = ParsePorts(ports); err != nil {
-		return c, err
+	return e
+}
+
+// of returns c with what the row adds.
+func (e extra) of(c Container) (Container, error) {
+	if e.err != nil {
+		return c, e.err
 	}
+	if e.owner != c.ServerID {
+		return c, &InvalidError{"server_id", e.owner, fmt.Sprintf("%q, as in containers", c.ServerID)}
+	}
+	c.Project, c.Name, c.External, c.Ports = e.project, e.name, e.external, e.ports
 	return c.Normalize()
 }
 

@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS servers (
   wireguard_ip TEXT NOT NULL DEFAULT '',
   wireguard_pubkey TEXT NOT NULL DEFAULT '',
   management_ip TEXT NOT NULL DEFAULT '',
-  endpoints TEXT NOT NULL DEFAULT '[]',
+  endpoints TEXT NOT NULL DEFAULT '',
   last_seen INTEGER NOT NULL DEFAULT 0,
   removed_at INTEGER
 );
@@ -50,5 +50,17 @@ CREATE TABLE IF NOT EXISTS jiji_containers (
   name TEXT NOT NULL DEFAULT '',
   ports TEXT NOT NULL DEFAULT '[]',
   external INTEGER NOT NULL DEFAULT 0
+);
+`
+
+// ServersSchema is what OwnSchema got later: a row for each server, written by
+// that server alone. claimed_at (Unix ms) is when it took its subnet; boot_id
+// differs between processes.
+const ServersSchema = `CREATE TABLE IF NOT EXISTS jiji_servers (
+  id TEXT PRIMARY KEY NOT NULL,
+  version TEXT NOT NULL DEFAULT '',
+  boot_id TEXT NOT NULL DEFAULT '',
+  mtu INTEGER NOT NULL DEFAULT 0,
+  claimed_at INTEGER NOT NULL DEFAULT 0
 );
 `

@@ -76,8 +76,8 @@ func TestKilledWriter(t *testing.T) {
 			t.Fatalf("after round %d: %v", round, err)
 		}
 		known := map[string]registry.Container{}
-		for _, c := range s.Snapshot().Containers {
-			known[c.ID] = c
+		for c := range s.Snapshot().All() {
+			known[c.ID] = *c
 		}
 		for i := range acknowledged {
 			if c := known[container(i).ID]; c.Project != "shop" || len(c.Ports) != 1 {
@@ -165,13 +165,18 @@ jiji_containers ports TEXT NOT NULL '[]'
 jiji_containers external INTEGER NOT NULL 0
 jiji_meta key TEXT NOT NULL PK
 jiji_meta value TEXT NOT NULL ''
+jiji_servers id TEXT NOT NULL PK
+jiji_servers version TEXT NOT NULL ''
+jiji_servers boot_id TEXT NOT NULL ''
+jiji_servers mtu INTEGER NOT NULL 0
+jiji_servers claimed_at INTEGER NOT NULL 0
 servers id TEXT NOT NULL PK
 servers hostname TEXT NOT NULL ''
 servers subnet TEXT NOT NULL ''
 servers wireguard_ip TEXT NOT NULL ''
 servers wireguard_pubkey TEXT NOT NULL ''
 servers management_ip TEXT NOT NULL ''
-servers endpoints TEXT NOT NULL '[]'
+servers endpoints TEXT NOT NULL ''
 servers last_seen INTEGER NOT NULL 0
 servers removed_at INTEGER
 services name TEXT NOT NULL PK
@@ -252,7 +257,7 @@ func TestReopen(t *testing.T) {
 	s.Close()
 	before := sum(t, path)
 	s = open(t, path)
-	if n := len(s.Snapshot().Containers); n != 1 {
+	if n := s.Snapshot().Len(); n != 1 {
 		t.Errorf("%d containers after reopening, want 1", n)
 	}
 	if err := s.Register(t.Context(), container(0)); err != nil {
@@ -482,7 +487,7 @@ func TestRemovedFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(s.Snapshot().Containers); n != 1 {
+	if n := s.Snapshot().Len(); n != 1 {
 		t.Errorf("%d containers in the last snapshot, want 1", n)
 	}
 	if err := os.Rename(path+".old", path); err != nil {
@@ -577,7 +582,7 @@ func TestCloseWhileRegistering(t *testing.T) {
 	for range calls - 1 {
 		count(<-results)
 	}
-	if n := len(open(t, path).Snapshot().Containers); n != good {
+	if n := open(t, path).Snapshot().Len(); n != good {
 		t.Errorf("%d containers, %d were acknowledged", n, good)
 	}
 }
@@ -624,7 +629,7 @@ func TestAdopt(t *testing.T) {
 	if n, err := s.Adopt(t.Context(), "localhost"); n != 2 || err != nil {
 		t.Errorf("adopted %d, %v", n, err)
 	}
-	for _, c := range s.Snapshot().Containers {
+	for c := range s.Snapshot().All() {
 		if c.ServerID != registrytest.Self || c.Project != "shop" {
 			t.Errorf("after adoption: %+v", c)
 		}

@@ -24,6 +24,7 @@ import (
 // migrations lead from version to version of the file, by addition only.
 var migrations = []string{
 	registry.SharedSchema + registry.OwnSchema,
+	registry.ServersSchema,
 }
 
 // oldest is the first version whose programs can use a file of the newest.

@@ -43,10 +43,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	whole := func(s *Store) {
 		t.Helper()
-		if n := len(s.Snapshot().Containers); n != good {
+		if n := s.Snapshot().Len(); n != good {
 			t.Errorf("%d containers, %d were acknowledged", n, good)
 		}
-		for _, c := range s.Snapshot().Containers {
+		for c := range s.Snapshot().All() {
 			if c.Project != "shop" || len(c.Ports) != 1 {
 				t.Errorf("%s is half there: %+v", c.ID, c)
 			}

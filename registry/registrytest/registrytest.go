@@ -137,13 +137,22 @@ func (f fixture) writes(t *testing.T, do func()) bool {
 // get returns the container of the latest snapshot.
 func (f fixture) get(id string) (registry.Container, bool) {
 	if s := f.store.Snapshot(); s != nil {
-		for _, c := range s.Containers {
+		for c := range s.All() {
 			if c.ID == id {
-				return c, true
+				return *c, true
 			}
 		}
 	}
 	return registry.Container{}, false
+}
+
+// list returns the containers in their order.
+func list(s *registry.Snapshot) []registry.Container {
+	var all []registry.Container
+	for c := range s.All() {
+		all = append(all, *c)
+	}
+	return all
 }
 
 func (f fixture) want(t *testing.T, want registry.Container) {
@@ -179,7 +188,7 @@ func small(id string) registry.Container {
 
 func testEmpty(t *testing.T, f fixture) {
 	f.run(t)
-	if s := f.store.Snapshot(); len(s.Containers) != 0 || len(s.Skipped) != 0 {
+	if s := f.store.Snapshot(); s.Len() != 0 || len(s.Skipped) != 0 {
 		t.Errorf("snapshot of empty tables is %+v", s)
 	}
 }
@@ -224,7 +233,7 @@ func testReadYourWrites(t *testing.T, f fixture) {
 			}
 		}
 	}
-	if n := len(f.store.Snapshot().Containers); n != 10 {
+	if n := f.store.Snapshot().Len(); n != 10 {
 		t.Errorf("%d containers, want 10", n)
 	}
 }
@@ -276,7 +285,7 @@ func testSnapshotsAreImmutable(t *testing.T, f fixture) {
 	c.Service, c.Ports = "db", nil
 	f.register(t, c)
 	f.register(t, small("a"))
-	if len(before.Containers) != 1 || !reflect.DeepEqual(before.Containers[0], full()) {
+	if before.Len() != 1 || !reflect.DeepEqual(list(before)[0], full()) {
 		t.Errorf("a snapshot changed to %+v", before)
 	}
 }
@@ -288,7 +297,7 @@ func testOrder(t *testing.T, f fixture) {
 		f.register(t, c)
 	}
 	ids := ""
-	for _, c := range f.store.Snapshot().Containers {
+	for c := range f.store.Snapshot().All() {
 		ids += c.ID
 	}
 	if ids != "xyzqab" {
@@ -464,8 +473,8 @@ func testDeregister(t *testing.T, f fixture) {
 		t.Error("removing nothing wrote something")
 	}
 	remove(2, "a", "x", "b", "a")
-	if s := f.store.Snapshot(); len(s.Containers) != 2 || s.Containers[0].ID != "c" {
-		t.Errorf("left are %+v, want c and d", s.Containers)
+	if s := f.store.Snapshot(); s.Len() != 2 || list(s)[0].ID != "c" {
+		t.Errorf("left are %+v, want c and d", list(s))
 	}
 	c := full()
 	f.register(t, c)
@@ -516,7 +525,7 @@ func testRowsNotHereYet(t *testing.T, f fixture) {
 	f.exec(t, `INSERT INTO jiji_containers (id) VALUES (?)`, "whole")
 	f.exec(t, `INSERT INTO containers (id, service, server_id, ip) VALUES (?, ?, ?, ?)`, "whole", "api", "web2", "10.210.2.9")
 	s := f.until(t, "the whole row", func(*registry.Snapshot) bool { _, ok := f.get("whole"); return ok })
-	if len(s.Containers) != 1 || len(s.Skipped) != 0 {
+	if s.Len() != 1 || len(s.Skipped) != 0 {
 		t.Errorf("snapshot is %+v, want the whole row alone", s)
 	}
 	f.exec(t, `UPDATE containers SET service = ?, server_id = ?, ip = ?, health_status = ? WHERE id = ?`, "api", "web2", "10.210.2.10", "healthy", "partial2")
@@ -572,8 +581,8 @@ func testBadRows(t *testing.T, f fixture) {
 	if reasons[`"bad id\n"`] == "" {
 		t.Errorf("the bad id is not named: %v", reasons)
 	}
-	if len(s.Containers) != 1 {
-		t.Errorf("containers are %+v, want the good one alone", s.Containers)
+	if s.Len() != 1 {
+		t.Errorf("containers are %+v, want the good one alone", list(s))
 	}
 	f.register(t, small("good2")) // it never stops a node
 	f.exec(t, `UPDATE containers SET ip = ? WHERE id = ?`, "10.210.2.77", "loopback")
@@ -595,8 +604,8 @@ func testBadRowsOfOurTables(t *testing.T, f fixture) {
 		f.exec(t, `INSERT INTO containers (id, service, server_id, ip) VALUES (?, ?, ?, ?)`, id, "api", "web2", "10.210.2.9")
 		f.exec(t, `INSERT INTO jiji_containers (id, server_id, project, ports, external) VALUES (?, ?, ?, ?, ?)`, append([]any{id}, ours...)...)
 	}
-	s := f.until(t, "the bad rows", func(s *registry.Snapshot) bool { return len(s.Skipped) == 5 && len(s.Containers) == 4 })
-	for _, c := range s.Containers { // the base row stands
+	s := f.until(t, "the bad rows", func(s *registry.Snapshot) bool { return len(s.Skipped) == 5 && s.Len() == 4 })
+	for c := range s.All() { // the base row stands
 		if c.Project != "" || c.External || c.Ports != nil {
 			t.Errorf("%s has what its bad row says: %+v", c.ID, c)
 		}
@@ -640,7 +649,7 @@ func testConcurrent(t *testing.T, f fixture) {
 		})
 	}
 	wg.Wait()
-	if n := len(f.store.Snapshot().Containers); n != writers*each {
+	if n := f.store.Snapshot().Len(); n != writers*each {
 		t.Errorf("%d containers, want %d", n, writers*each)
 	}
 }
