@@ -202,6 +202,14 @@ func (c *Catalog) settle(id string, e *entry) {
 		}
 		e.skipped = skipped
 	}
+	defer func() {
+		if e.row == nil && e.fault == nil && e.more == nil && e.local == nil {
+			delete(c.entries, id)
+		}
+	}()
+	if shown == e.shown {
+		return
+	}
 	if old := e.shown; old != nil && (shown == nil || !strings.EqualFold(old.Service, shown.Service)) {
 		name := strings.ToLower(old.Service)
 		delete(c.services[name], id)
@@ -222,9 +230,6 @@ func (c *Catalog) settle(id string, e *entry) {
 		c.dirty[name] = true
 	}
 	e.shown = shown
-	if e.row == nil && e.fault == nil && e.more == nil && e.local == nil {
-		delete(c.entries, id)
-	}
 }
 
 func (c *Catalog) show(id string, e *entry) (*Container, []Skipped) {

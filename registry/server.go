@@ -37,7 +37,7 @@ type Server struct {
 // A ServerRow is a server as the tables hold it: cells, as in Row.
 type ServerRow struct {
 	ID, Hostname, Subnet, WireGuardIP, Key, ManagementIP, Endpoints, LastSeen, RemovedAt any // servers
-	Version, BootID, MTU, ClaimedAt                                                       any // jiji_servers; nil if there is no row
+	Version, BootID, MTU, ClaimedAt                                                      any // jiji_servers; nil if there is no row
 }
 
 // Server returns what r says. It is not ok for a row that is not to be

@@ -173,6 +173,26 @@ func (s *Store) Adopt(ctx context.Context, former string) (adopted int, err erro
 	return adopted, nil
 }
 
+// Meta returns a note that was kept in the file, empty if there is none.
+func (s *Store) Meta(ctx context.Context, key string) (value string, err error) {
+	err = s.turn(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		err := conn.QueryRowContext(ctx, `SELECT value FROM jiji_meta WHERE key = ?`, key).Scan(&value)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	return value, err
+}
+
+// SetMeta keeps a note in the file.
+func (s *Store) SetMeta(ctx context.Context, key, value string) error {
+	return s.write(ctx, func(ctx context.Context, tx *writer) error {
+		_, err := tx.tx.ExecContext(ctx, `INSERT INTO jiji_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value)
+		return err
+	})
+}
+
 // Run implements registry.Store: it publishes what another process wrote to
 // the file, within about a second.
 func (s *Store) Run(ctx context.Context) error {

@@ -510,7 +510,8 @@ func testRowsOfOlderPrograms(t *testing.T, f fixture) {
 	f.exec(t, `INSERT INTO services (name, project) VALUES (?, ?)`, "api", "shop")
 	f.exec(t, `INSERT INTO containers (id, service, server_id, ip, started_at, instance_id, health_status) VALUES (?, ?, ?, ?, ?, ?, ?)`,
 		"old", "api", "web2", "10.210.2.9", int64(1767225600123), "blue", "unhealthy")
-	f.until(t, "the row", func(*registry.Snapshot) bool { _, ok := f.get("old"); return ok })
+	// Tables that are replicated come one by one.
+	f.until(t, "the row and its service", func(*registry.Snapshot) bool { c, _ := f.get("old"); return c.Project != "" })
 	f.want(t, registry.Container{ID: "old", Service: "api", Project: "shop", Instance: "blue", ServerID: "web2",
 		IP: netip.MustParseAddr("10.210.2.9"), StartedAt: full().StartedAt, Health: registry.Unhealthy})
 	f.exec(t, `DELETE FROM containers WHERE id = ?`, "old")
