@@ -263,7 +263,9 @@ func (a *Agent) end(c *child) {
 	}
 	c.signal(sigKill)
 	<-c.done
-	a.cfg.Log.Warn("corrosion agent did not end when told to and was killed", "pid", c.pid, "after", a.stop)
+	line := fmt.Sprintf("killed: it did not end within %v when told to", a.stop)
+	a.change(func(s *State) { s.LastExit = line })
+	a.cfg.Log.Warn("corrosion agent does not end", "pid", c.pid, "err", line)
 }
 
 // SetBootstrap replaces the peers that an agent looks for when it starts. A

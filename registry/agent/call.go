@@ -84,28 +84,26 @@ type refusedError struct{ text string }
 
 func (e *refusedError) Error() string { return e.text }
 
-// reload makes the agent apply the schema. Agents since May 2026 read the files
-// when told to on the admin socket; older ones know no such command and take the
-// text by HTTP.
+// reload makes the agent apply the schema. Agents until May 2026 take its text by
+// HTTP; newer ones know no such path and read the files when told to on the admin
+// socket. In this order neither logs an error.
 func (a *Agent) reload(ctx context.Context) error {
 	if len(a.cfg.Schema) == 0 {
 		return nil
-	}
-	_, err := ask(ctx, a.cfg.Socket, "Reload")
-	var refusal *refusedError
-	if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.text, "unknown variant") {
-		return err
 	}
 	var texts []string
 	for _, name := range slices.Sorted(maps.Keys(a.cfg.Schema)) {
 		texts = append(texts, a.cfg.Schema[name])
 	}
 	status, body, err := a.post(ctx, "/v1/migrations", texts)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if status == http.StatusOK {
+	case status == http.StatusOK:
 		return nil
+	case status == http.StatusNotFound:
+		_, err := ask(ctx, a.cfg.Socket, "Reload")
+		return err
 	}
 	var answer struct{ Results []struct{ Error string } }
 	if json.Unmarshal(body, &answer) == nil && len(answer.Results) > 0 && answer.Results[0].Error != "" {
@@ -250,7 +248,7 @@ func readAnswer(r io.Reader) ([]json.RawMessage, error) {
 
 var (
 	sqlComment  = regexp.MustCompile(`--[^\n]*|(?s:/\*.*?\*/)`)
-	createTable = regexp.MustCompile(`(?i)\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?["` + "`" + `\[]?(\w+)`)
+	createTable = regexp.MustCompile(`(?i)\bCREATE\s+TABLE\b\s*(?:IF\s+NOT\s+EXISTS\s+)?["` + "`" + `\[]?(\w+)`)
 )
 
 // schemaTables returns the names of the tables that schema makes, in order.

@@ -102,6 +102,9 @@ func parseLine(text string) (level slog.Level, msg, target string) {
 		level = slog.LevelDebug
 	}
 	msg = l.Fields.Message
+	if strings.HasPrefix(msg, "could not apply schema") { // old agents say so for want of their own token, having applied it; settle finds out
+		level = slog.LevelDebug
+	}
 	if l.Fields.Error != "" {
 		msg += ": " + l.Fields.Error
 	}
@@ -158,7 +161,8 @@ func (l *liner) flush() {
 // explain says in one line how an agent ended, which wrote lines before.
 func explain(ended string, ran time.Duration, lines []string) error {
 	text := fmt.Sprintf("ended after %v: %s", ran.Round(time.Millisecond), ended)
-	if why := reason(lines); why != "" {
+	killed := strings.HasPrefix(ended, "signal: killed") || strings.HasPrefix(ended, "signal: terminated")
+	if why := reason(lines); why != "" && !killed { // by others, whatever it wrote
 		text += ": " + why
 	}
 	return errors.New(text)
