@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -639,4 +641,53 @@ func TestFullDisk(t *testing.T) {
 	must(t, os.Remove(filepath.Join(c.Dir, "ballast")))
 	ready(t, a)
 	t.Logf("log:\n%s", book)
+}
+
+// What an agent since May 2026 does: no way to hand it a schema by HTTP, one on
+// the admin socket.
+func TestReloadOfNewAgents(t *testing.T) {
+	for answer, want := range map[string]string{
+		string(frames(`{"Log":{"level":"info","msg":"reloading","ts":[1]}}`, `"Success"`)): "",
+		string(frames(`{"Error":{"msg":"table t dropped"}}`)):                              "table t dropped",
+	} {
+		c, _ := config(t, "corrosion")
+		a := open(t, c)
+		l, err := net.Listen("tcp", c.API.String())
+		must(t, err)
+		api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Authorization"); got != "Bearer "+a.Token() {
+				t.Errorf("authorization of %s is wrong", r.URL)
+			}
+			w.WriteHeader(http.StatusNotFound)
+		})}
+		go api.Serve(l)
+		admin, err := net.Listen("unix", c.Socket)
+		must(t, err)
+		asked := make(chan string, 1)
+		go func() {
+			conn, err := admin.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			b := make([]byte, 12)
+			_, _ = io.ReadFull(conn, b)
+			asked <- string(b)
+			_, _ = io.WriteString(conn, answer)
+		}()
+		err = a.reload(t.Context())
+		api.Close()
+		admin.Close()
+		var refusal *refusedError
+		var got string
+		if errors.As(err, &refusal) {
+			got = refusal.text
+		}
+		if got != want || (err != nil) != (want != "") {
+			t.Errorf("reload: %v, want %q", err, want)
+		}
+		if got := <-asked; got != "\x00\x00\x00\x08\"Reload\"" {
+			t.Errorf("asked %q", got)
+		}
+	}
 }
