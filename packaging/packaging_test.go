@@ -87,7 +87,7 @@ func TestCorrosionExample(t *testing.T) {
 	}
 	for _, dir := range []string{got["db"]["path"].(string), got["admin"]["path"].(string)} {
 		name := filepath.Base(filepath.Dir(dir))
-		if !strings.Contains(string(text), "Directory="+name+"\n") {
+		if !strings.Contains(string(text), "Directory="+name) {
 			t.Errorf("%s is in no directory of the service", dir)
 		}
 	}
