@@ -8,7 +8,6 @@
 package corrosion
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // A Config says which agent to talk to, and how. However it is printed, the
@@ -55,8 +55,6 @@ type Config struct {
 const (
 	maxToken   = 4096
 	maxHeaders = 64 << 10
-	maxError   = 64 << 10 // bytes read of the body of an error
-	maxMessage = 500      // bytes kept of it
 )
 
 // Format prints c without its token, whatever the verb.
@@ -149,7 +147,7 @@ func New(cfg Config) (*Client, error) {
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: maxHeaders,
-		ReadBufferSize:         readBuffer,
+		ReadBufferSize:         16 << 10,
 	}
 	c.http = &http.Client{
 		Transport:     c.transport,
@@ -199,7 +197,7 @@ var (
 
 // An Error is what the agent said instead of doing what it was asked.
 type Error struct {
-	Request string // "POST /v1/transactions"
+	Request string // "POST http://127.0.0.1:8080/v1/transactions"
 	Status  int    // of HTTP; 200 if it said so inside a stream that had begun
 	Message string // its text in one line, cut at 500 bytes; may be empty
 }
@@ -233,55 +231,13 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// Exec runs list in one transaction, which is committed whole or not at all,
-// once: it is never sent a second time. If the error is an *Error, the agent
-// rolled back. After any other it is not known whether the transaction was
-// committed, and may still be: write what does no harm when it is written twice.
-// The error of a statement that cannot be sent is one of those that did nothing.
-func (c *Client) Exec(ctx context.Context, list ...Statement) (Outcome, error) {
-	return Outcome{}, errors.ErrUnsupported
-}
-
-// An Outcome is what a transaction did.
-type Outcome struct {
-	// Changed is whether a replicated cell changed, which RowsAffected does not
-	// tell: it counts updates to the same value too.
-	Changed      bool
-	Version      int64    // the agent's own, that the change became; zero if nothing changed
-	Actor        [16]byte // the agent's id, which is its site id; zero if it did not say
-	RowsAffected []int64  // of each statement, as SQLite counts
-}
-
-// Query runs one statement that only reads, and calls row for each row of its
-// result, in order. The slice is used again for the next row, what its cells
-// hold is not. An error of row ends the query and is wrapped. Rows that were
-// delivered before an error are part of a result only.
-func (c *Client) Query(ctx context.Context, s Statement, row func(cells []any) error) error {
-	return errors.ErrUnsupported
-}
-
-// A Health is what the agent says of its replication.
-type Health struct {
-	// Idle is whether it said nothing for lack of anything to measure: no change
-	// of another agent came within two minutes. The other fields are zero then.
-	Idle      bool
-	Members   int           // other agents that are alive, up to a minute old
-	Gaps      int           // versions that it knows of and does not have
-	Lag       time.Duration // p99 of the age of changes at arrival
-	QueueSize int64         // changes that wait to be applied
-}
-
-// Health asks how well the agent keeps up. ErrNoHealth is wrapped for one that
-// cannot be asked.
-func (c *Client) Health(ctx context.Context) (Health, error) {
-	return Health{}, errors.ErrUnsupported
-}
-
-const readBuffer = 64 << 10
-
+// clip cuts s to about n bytes, between characters.
 func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n] + "..."
+	if len(s) <= n {
+		return s
 	}
-	return s
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "..."
 }
