@@ -140,6 +140,7 @@ func (c *Client) Query(ctx context.Context, s Statement, row func(cells []any) e
 			}
 		case eventEnd:
 			// The end of the body, so that the connection can be used again.
+			in.end()
 			in.within(time.Second, "end of body")
 			in.line()
 			return nil

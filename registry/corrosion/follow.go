@@ -86,10 +86,19 @@ func (c *Client) Follow(ctx context.Context, s Statement, v View) error {
 		return err
 	}
 	f := follower{c: c, view: v, body: body}
-	for failures := 0; ; {
+	text, spaces := s.SQL, 0
+	for failures, stuck := 0, 0; ; {
 		end := f.attempt(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if stuck++; !end.stuck {
+			stuck = 0
+		}
+		if stuck == maxStuck {
+			stuck, spaces = 0, (spaces+1)%spellings
+			s.SQL = text + strings.Repeat(" ", spaces)
+			f.body, _ = appendStatement(nil, s) // no error, as without the spaces
 		}
 		if end.progress {
 			failures = 0
@@ -116,6 +125,12 @@ const (
 	// How long a stream that was resumed has to be silent, for the agent to have
 	// had time to say that it cannot be.
 	settle = 500 * time.Millisecond
+
+	// A subscription can get stuck in an agent (superfly/corrosion #360, #368,
+	// #488), and stays so while somebody asks for it. It is known by its text,
+	// so after this many tries another text gets another: one more space.
+	maxStuck  = 3
+	spellings = 4
 )
 
 // backoff is the time to wait after so many failures in a row and another.
@@ -224,6 +239,7 @@ type ending struct {
 	err      error
 	void     bool // the position cannot be used again
 	progress bool // it got somewhere: what follows is not a repeated failure
+	stuck    bool // the agent seems unable to serve this text
 }
 
 // attempt follows one stream to its end.
@@ -233,7 +249,7 @@ func (f *follower) attempt(ctx context.Context) ending {
 	}
 	s, err := f.c.stream(ctx, http.MethodPost, "/v1/subscriptions", f.body)
 	if err != nil {
-		return ending{err: err, void: true}
+		return ending{err: err, void: true, stuck: isStuck(err)}
 	}
 	defer s.close()
 	f.at = position{id: queryID(s.resp)}
@@ -271,7 +287,7 @@ func (f *follower) resume(ctx context.Context) ending {
 // read tells the view what s delivers, until s ends. since is when the view was
 // told that it is up to date, zero if it was not yet.
 func (f *follower) read(s *stream, since time.Time) ending {
-	changed := false
+	result, changed := false, false
 	for {
 		ev, err := s.next()
 		if err != nil {
@@ -279,7 +295,7 @@ func (f *follower) read(s *stream, since time.Time) ending {
 		}
 		news, err := f.at.take(ev)
 		if err != nil {
-			return ending{err: s.error(err), void: true}
+			return f.ended(s, &brokenError{s.request, err}, changed, since)
 		}
 		if !news {
 			continue
@@ -287,7 +303,7 @@ func (f *follower) read(s *stream, since time.Time) ending {
 		switch ev.typ {
 		case eventColumns:
 			s.begin()
-			since, changed = time.Time{}, false
+			since, result = time.Time{}, true
 			f.view.Begin()
 		case eventRow:
 			f.view.Row(ev.cells)
@@ -300,13 +316,14 @@ func (f *follower) read(s *stream, since time.Time) ending {
 				since = time.Now()
 				f.view.Resumed()
 			}
-			changed = true
+			changed = !result
 			f.view.Change(ev.kind, ev.cells)
 		}
 	}
 }
 
-// ended judges a stream that ended with err.
+// ended judges a stream that ended with err. changed is whether it was resumed
+// and brought changes.
 func (f *follower) ended(s *stream, err error, changed bool, since time.Time) ending {
 	end := ending{err: err}
 	_, failed := errors.AsType[*Error](err)
@@ -319,14 +336,15 @@ func (f *follower) ended(s *stream, err error, changed bool, since time.Time) en
 		end.void = true
 	case f.at.phase != live: // the result is incomplete
 		end.void = true
+		end.stuck = f.at.phase == attached && isStuck(err)
 		if err == io.EOF {
 			end.err = s.error(errCut)
 		}
 	case err == io.EOF:
 		end.err = s.error(errEnded)
 	}
-	// Not a 200, not a result alone: an agent that sends one after the other and
-	// fails each time would be asked for all rows ten times a second.
+	// A 200 is no progress, nor is a result, or an agent that fails after each
+	// would be asked for all its rows several times a second.
 	end.progress = changed && !end.void || !since.IsZero() && time.Since(since) >= maxWait
 	return end
 }
@@ -339,6 +357,11 @@ func keeps(err error) bool {
 		return e.Is(ErrUnauthorized) || e.Is(ErrBusy)
 	}
 	return !errors.Is(err, errSilent)
+}
+
+func isStuck(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && strings.Contains(e.Message, "missing broadcaster") || errors.Is(err, errSilent)
 }
 
 // queryID returns the id of the subscription, empty if it is not a UUID.
