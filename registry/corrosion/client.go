@@ -207,7 +207,7 @@ func (e *Error) Error() string {
 	if e.Status == http.StatusOK {
 		s += "failed"
 	} else {
-		s += "answered " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status)
+		s += strings.TrimSpace("answered " + strconv.Itoa(e.Status) + " " + http.StatusText(e.Status))
 	}
 	if e.Message != "" {
 		s += ": " + e.Message
