@@ -29,6 +29,7 @@ type ZoneConfig struct {
 	Serial  uint32
 	Names   []Name
 	Reverse []netip.Prefix // the mesh: the reverse trees of these are ours as well
+	Partial bool           // there may be more names: SERVFAIL for those that are not here, never NXDOMAIN
 }
 
 // A Name is an owner name and its addresses. A name that is given twice has
@@ -53,6 +54,7 @@ type Zone struct {
 	serial  uint32
 	apexes  map[string]struct{} // canonical: the zone's own and those of the reverse trees
 	names   map[string]*node    // by canonical name, with the empty non-terminals (RFC 8020)
+	partial bool                // names that are not here may exist: SERVFAIL for them
 	unknown bool                // no names have been learned yet: SERVFAIL, for they may exist
 }
 
@@ -68,7 +70,7 @@ func NewZone(c ZoneConfig) (*Zone, error) {
 	if err != nil {
 		return nil, err
 	}
-	z.serial = c.Serial
+	z.serial, z.partial = c.Serial, c.Partial
 	z.mailbox = "hostmaster." + apex
 	if z.server, err = join(c.Server, apex); err != nil {
 		return nil, fmt.Errorf("name of this server: %w", err)
@@ -175,7 +177,7 @@ func (z *Zone) answer(name string, qtype uint16, spin uint32) answer {
 		// Names of one label never leave the mesh. We are not authoritative for
 		// the root, and NXDOMAIN with a SOA would deny all that is below the name
 		// too (RFC 8020): without one nobody keeps the answer (RFC 2308, section 5).
-		if z.unknown {
+		if z.unknown || z.partial {
 			return answer{ours: true, rcode: dns.RcodeServerFailure}
 		}
 		return answer{ours: true, rcode: dns.RcodeNameError}
@@ -186,6 +188,9 @@ func (z *Zone) answer(name string, qtype uint16, spin uint32) answer {
 	}
 	a := answer{ours: true, authoritative: true}
 	n := z.names[key]
+	if n == nil && z.partial {
+		return answer{ours: true, rcode: dns.RcodeServerFailure}
+	}
 	if n == nil {
 		a.rcode = dns.RcodeNameError
 		a.soa = z.soa(name[at:])

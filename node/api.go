@@ -32,13 +32,13 @@ func (n *Node) api() control.Node { return api{n} }
 func (n api) Status() control.Status {
 	topo, self := n.members.Topology(), n.members.Self()
 	source, readOnly := n.members.Source()
-	stats, snapshot := n.dns.Stats(), n.store.Snapshot()
+	stats, snapshot := n.dns.Stats(), n.store().Snapshot()
 	s := control.Status{
 		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started, StateDir: n.cfg.StateDir,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
 		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
-		Registry:  control.Registry{Mode: "embedded", Containers: snapshot.Len(), Skipped: []control.Skipped{}, Error: n.store.Problem()},
+		Registry:  n.registryStatus(snapshot),
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
 		Warnings:  n.warnings(),
 		Peers:     n.peers(topo),
@@ -56,8 +56,7 @@ func (n api) Status() control.Status {
 	if s.Registry.Error != "" {
 		s.Warnings = append(s.Warnings, s.Registry.Error)
 	}
-	for _, r := range snapshot.Skipped {
-		s.Registry.Skipped = append(s.Registry.Skipped, control.Skipped(r))
+	for _, r := range s.Registry.Skipped {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("registry: row %s of %s skipped: %s", r.Key, r.Table, r.Reason))
 	}
 	return s
@@ -150,13 +149,32 @@ func InitEntry(m *membership.Membership, r control.InitRequest, running bool) (c
 	return control.Added{Server: ServerOf(self), Entry: string(topology.Entry(m.Topology(), self))}, nil
 }
 
-func (n api) AddServers(entries []byte, source string) ([]control.Added, error) {
-	return AddEntries(n.members, entries, source)
+func (n api) AddServers(ctx context.Context, entries []byte, source string) ([]control.Added, error) {
+	c := n.cluster.Load()
+	if c == nil || !c.store.State().CaughtUp { // a newcomer that learns of its first peer, or the file alone
+		return AddEntries(n.members, entries, source, false)
+	}
+	added, err := AddEntries(n.members, entries, source, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range added {
+		if a.Key == n.key {
+			continue
+		}
+		row := registry.Server{ID: a.ID, Hostname: a.Hostname, Subnet: a.Subnet, WireGuardIP: a.WireGuardIP, Key: a.Key,
+			ManagementIP: a.ManagementIP, Endpoints: a.Endpoints, ClaimedAt: time.Now()}
+		if err := c.store.AddServer(ctx, row); err != nil {
+			return nil, fmt.Errorf("added here, but not in the registry: %w: say it again", err)
+		}
+	}
+	return added, nil
 }
 
-// AddEntries puts a file's entries into the topology, all or none.
-func AddEntries(m *membership.Membership, entries []byte, source string) ([]control.Added, error) {
-	added, err := m.Add(source, entries)
+// AddEntries puts a file's entries into the topology, all or none. If free, a
+// newcomer whose subnet is taken gets another, which its node learns of.
+func AddEntries(m *membership.Membership, entries []byte, source string, free bool) ([]control.Added, error) {
+	added, err := m.Add(source, entries, free)
 	if err != nil {
 		return nil, err
 	}
@@ -164,6 +182,8 @@ func AddEntries(m *membership.Membership, entries []byte, source string) ([]cont
 	for _, a := range added {
 		c := control.Added{Server: ServerOf(a.Server), Entry: string(topology.Entry(m.Topology(), a.Server)), Note: "unchanged"}
 		switch {
+		case a.Changed && a.Allocated && free:
+			c.Note = fmt.Sprintf("added; its node takes subnet %s when it joins", a.Server.Subnet)
 		case a.Changed && a.Allocated:
 			c.Note = fmt.Sprintf("added; it came without a subnet: on it, run `jiji-node init --index %d`", index(m, a.Server))
 		case a.Changed && a.Renamed:
@@ -185,13 +205,24 @@ func index(m *membership.Membership, s topology.Server) int {
 	return i
 }
 
-func (n api) RemoveServer(id string, force bool) (control.Server, error) {
+func (n api) RemoveServer(ctx context.Context, id string, force bool) (control.Server, error) {
 	if self := n.members.Self(); strings.EqualFold(self.ID, id) && !force {
 		return control.Server{}, usage.Errorf("%s is this machine: removing it takes it out of the mesh; --force does it", self.ID)
 	}
 	for _, p := range n.peers(n.members.Topology()) {
 		if strings.EqualFold(p.ID, id) && p.State == "up" && !force {
 			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", p.ID)
+		}
+	}
+	if c := n.cluster.Load(); c != nil {
+		if !c.store.State().Up {
+			return control.Server{}, fmt.Errorf("the registry is down, and without it the others do not learn of the removal: try again when `jiji-node status` says that it is up")
+		}
+		known := n.members.Topology().Servers
+		if i := slices.IndexFunc(known, func(s topology.Server) bool { return strings.EqualFold(s.ID, id) }); i >= 0 {
+			if err := c.store.RemoveServer(ctx, known[i].ID, time.Now()); err != nil {
+				return control.Server{}, err
+			}
 		}
 	}
 	s, err := n.members.Remove(id)
@@ -251,7 +282,7 @@ func (n api) Register(ctx context.Context, v control.Container) (control.Contain
 		err = registry.CheckAddress(c, self.Subnet, n.members.Topology().Cluster)
 	}
 	if err == nil {
-		err = n.store.Register(ctx, c)
+		err = n.store().Register(ctx, c)
 	}
 	if err != nil {
 		return v, blame(err)
@@ -290,11 +321,11 @@ func blame(err error) error {
 }
 
 func (n api) SetHealth(ctx context.Context, r control.HealthRequest) error {
-	return blame(n.store.SetHealth(ctx, r.ID, registry.Health(r.Health), time.Now().UTC().Truncate(time.Millisecond)))
+	return blame(n.store().SetHealth(ctx, r.ID, registry.Health(r.Health), time.Now().UTC().Truncate(time.Millisecond)))
 }
 
 func (n api) Deregister(ctx context.Context, ids []string) (int, error) {
-	removed, err := n.store.Deregister(ctx, ids...)
+	removed, err := n.store().Deregister(ctx, ids...)
 	return removed, blame(err)
 }
 
@@ -307,7 +338,7 @@ func (n api) Cleanup(ctx context.Context, r control.CleanupRequest) ([]control.C
 	if r.DryRun || len(ids) == 0 {
 		return out, nil
 	}
-	_, err := n.store.Deregister(ctx, ids...)
+	_, err := n.store().Deregister(ctx, ids...)
 	return out, err
 }
 

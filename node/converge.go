@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -37,7 +38,14 @@ func (n *Node) converge(fresh, regular bool) error {
 		fresh = fresh || changed
 	}
 	if fresh {
-		n.plan = makePlan(n.members.Topology(), n.key, n.containers(), n.ipv6, n.peerMTU)
+		topo := n.members.Topology()
+		c := n.cluster.Load()
+		n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.peerMTU)
+		n.plan.zone.Partial = c != nil && !c.store.Whole()
+		if c != nil {
+			c.setPeers(topo)
+		}
+		n.logRefused()
 	}
 	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
 	if t != nil {
@@ -68,12 +76,21 @@ func (n *Node) converge(fresh, regular bool) error {
 	return err
 }
 
-// containers are those of the catalog; none before it is known.
+// containers are those of the catalog.
 func (n *Node) containers() iter.Seq[*registry.Container] {
-	if s := n.store.Snapshot(); s != nil {
-		return s.All()
+	return n.store().Snapshot().All()
+}
+
+// logRefused tells of containers that are not answered, once.
+func (n *Node) logRefused() {
+	was := n.refused.Load()
+	for _, r := range n.plan.refused {
+		if was == nil || !slices.Contains(*was, r) {
+			n.log.Warn("container refused", "id", r.Key, "reason", r.Reason)
+		}
 	}
-	return func(func(*registry.Container) bool) {}
+	refused := n.plan.refused
+	n.refused.Store(&refused)
 }
 
 // convergeTunnel gives the tunnel the plan's peers, and its interface what
@@ -205,7 +222,7 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 				return nil
 			}
 		case <-n.members.Changed():
-		case <-n.store.Changed():
+		case <-n.storeChanged:
 		case <-n.hostChanged:
 			fresh = n.faulty()
 			poke(n.underlayChanged)

@@ -59,6 +59,9 @@ type Config struct {
 	MTU         int              // of the interface; 0: from the underlay
 	Upstreams   []netip.AddrPort // for names outside the mesh; none: the host's own
 
+	Registry  control.RegistryMode // zero: as `registry use` chose, else the file
+	Corrosion CorrosionConfig
+
 	Version  string            // of this program
 	Settings []control.Setting // what `config show` prints
 	Log      *slog.Logger      // required
@@ -73,7 +76,8 @@ type Node struct {
 	members   *membership.Membership
 	key       wgkey.Public
 	private   wgkey.Private
-	store     registry.Store
+	local     *embedded.Store               // this server's own containers
+	cluster   atomic.Pointer[clusterPart]   // nil while the registry is the file alone
 	tunnel    atomic.Pointer[tunnel.Tunnel] // nil while there is none
 	monitor   *monitor.Monitor
 	dns       *dnsserver.Server
@@ -83,15 +87,19 @@ type Node struct {
 	underlay  underlay
 	ipv6      bool
 
+	storeChanged    chan struct{}
 	hostChanged     chan struct{}
 	firewallChanged chan struct{}
 	underlayChanged chan struct{}
-	downs           chan chan<- control.Undone // requests to take the network off the host
-	lost            chan error                 // how the tunnel ended
-	names           atomic.Int64               // in the zone
-	fault           atomic.Pointer[string]     // why the plan is not applied whole; "" if it is
-	fights          atomic.Pointer[[]string]   // with other programs, one line each
-	unguarded       atomic.Pointer[[]string]   // what the firewall does not do as wanted, one line each
+	downs           chan chan<- control.Undone         // requests to take the network off the host
+	lost            chan error                         // how the tunnel ended
+	names           atomic.Int64                       // in the zone
+	refused         atomic.Pointer[[]registry.Skipped] // containers that are not answered
+	uses            chan use                           // requests to change the registry
+	reopened        chan struct{}                      // the registry is to be opened anew
+	fault           atomic.Pointer[string]             // why the plan is not applied whole; "" if it is
+	fights          atomic.Pointer[[]string]           // with other programs, one line each
+	unguarded       atomic.Pointer[[]string]           // what the firewall does not do as wanted, one line each
 
 	mu       sync.Mutex
 	degraded []string // what the node does without, one line each; guarded by mu
@@ -108,9 +116,20 @@ type Node struct {
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
 // error that the configuration is to blame for is marked by package usage.
-func Run(ctx context.Context, cfg Config) (err error) {
+func Run(ctx context.Context, cfg Config) error {
+	for {
+		err := run(ctx, cfg)
+		if !errors.Is(err, errMoved) {
+			return err
+		}
+		cfg.Log.Info("starting again with other addresses")
+	}
+}
+
+// run is Run until this machine's addresses move: then it returns errMoved.
+func run(ctx context.Context, cfg Config) (err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
-		hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
+		storeChanged: make(chan struct{}, 1), uses: make(chan use), reopened: make(chan struct{}, 1), hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)
@@ -150,16 +169,20 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("plan ready", "cluster", topo.Cluster, "subnet", self.Subnet, "wireguard_ip", self.WireGuardIP,
 		"management_ip", self.ManagementIP, "servers", len(members(topo)), "topology", source)
 
-	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, "registry.db"), ServerID: self.ID, Log: n.log})
+	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, registryFile), ServerID: self.ID, Log: n.log})
 	if err != nil {
 		return n.unlessStopped(ctx, err)
 	}
 	defer closing(&err, "close registry", store.Close)
-	n.store = store
+	n.local = store
 	if err := n.adopt(ctx, store, topo); err != nil {
 		return n.unlessStopped(ctx, err)
 	}
-	n.log.Info("registry open", "mode", "embedded", "containers", store.Snapshot().Len())
+	mode, err := n.registryMode(ctx)
+	if err != nil {
+		return n.unlessStopped(ctx, err)
+	}
+	n.log.Info("registry open", "mode", mode.Mode, "containers", store.Snapshot().Len())
 
 	if err := n.failClosed(); err != nil {
 		return err
@@ -191,6 +214,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	n.monitor = monitor.New(monitor.Config{
 		Self: n.key, Peers: n.observe, Move: n.move, Ask: n.ask, Name: n.peerName, Log: n.log,
 	})
+	n.openCluster(ctx, mode)
 	n.settle(nil, true, true)
 	if !n.faulty() {
 		n.log.Info("routes set", "interface", cfg.Interface, "ip_forward", 1)
@@ -201,7 +225,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.dns.Run(ctx) })
-	g.Go(func() error { return n.store.Run(ctx) })
+	g.Go(func() error { return n.registryLoop(ctx, mode) })
 	g.Go(func() error { return n.monitor.Run(ctx) })
 	g.Go(func() error { return n.members.Follow(ctx) })
 	g.Go(func() error { return followUpstreams(ctx) })

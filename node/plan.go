@@ -30,22 +30,23 @@ type plan struct {
 // makePlan says what tunnel, monitor, host and name server are to hold. It
 // does no I/O. Without ipv6, which a machine may have disabled, there are no
 // routes to management addresses. What mtu returns for a peer is in bytes; 0: the
-// tunnel's.
-func makePlan(t topology.Topology, key wgkey.Public, containers iter.Seq[*registry.Container], ipv6 bool, mtu func(wgkey.Public) int) plan {
+// tunnel's. registered says that t is kept by a registry.
+func makePlan(t topology.Topology, key wgkey.Public, containers iter.Seq[*registry.Container], ipv6, registered bool, mtu func(wgkey.Public) int) plan {
 	self, _ := t.Self(key)
 	p := plan{candidates: map[wgkey.Public][]netip.AddrPort{}}
-	for _, s := range members(t) {
-		if s.Key == key || !self.RemovedAt.IsZero() {
+	for _, s := range t.Servers {
+		// A server without a subnet is a peer only if it lost its own to another
+		// one, for then it has to be told (only the registry takes subnets away).
+		if s.Key == key || !s.RemovedAt.IsZero() || !self.RemovedAt.IsZero() || !s.Subnet.IsValid() && !registered {
 			continue
 		}
-		p.peers = append(p.peers, tunnel.Peer{
-			Key:        s.Key,
-			AllowedIPs: []netip.Prefix{s.Subnet, host32(s.ManagementIP)},
-			Keepalive:  keepalive,
-			MTU:        mtu(s.Key),
-		})
+		peer := tunnel.Peer{Key: s.Key, AllowedIPs: []netip.Prefix{host32(s.ManagementIP)}, Keepalive: keepalive, MTU: mtu(s.Key)}
+		if s.Subnet.IsValid() {
+			peer.AllowedIPs = slices.Insert(peer.AllowedIPs, 0, s.Subnet)
+			p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP, MTU: mtu(s.Key)})
+		}
+		p.peers = append(p.peers, peer)
 		p.candidates[s.Key] = s.Endpoints
-		p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP, MTU: mtu(s.Key)})
 		if ipv6 {
 			p.routes = append(p.routes, host.Route{Dst: host32(s.ManagementIP), Src: self.ManagementIP, MTU: routeMTU6(mtu(s.Key))})
 		}

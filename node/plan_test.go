@@ -35,7 +35,7 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	gone, unallocated := server(3), server(4)
 	gone.RemovedAt = time.Now()
 	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
-	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, unlimited)
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, false, unlimited)
 	var got []string
 	for _, peer := range p.peers {
 		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
@@ -62,7 +62,7 @@ func unlimited(wgkey.Public) int { return 0 }
 
 func TestPlanLimitsPeers(t *testing.T) {
 	limit := map[wgkey.Public]int{server(1).Key: 1232, server(2).Key: 1360}
-	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, func(k wgkey.Public) int { return limit[k] })
+	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, false, func(k wgkey.Public) int { return limit[k] })
 	var got []int
 	for _, peer := range p.peers {
 		got = append(got, peer.MTU)
@@ -76,7 +76,7 @@ func TestPlanLimitsPeers(t *testing.T) {
 }
 
 func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
-	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, unlimited).routes {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, false, unlimited).routes {
 		if r.Dst.Addr().Is6() {
 			t.Errorf("route %v", r.Dst)
 		}
@@ -86,7 +86,7 @@ func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
 func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
 	me := server(0)
 	me.RemovedAt = time.Now()
-	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, false, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
 		t.Errorf("got %+v", p)
 	}
 }
@@ -106,7 +106,7 @@ func TestPlanNames(t *testing.T) {
 		elsewhere("remote", "web1", "10.210.1.10"),
 		elsewhere("refused", "web1", "10.210.0.20"),
 		elsewhere("unknown", "web9", "10.210.9.10"),
-	), true, unlimited)
+	), true, false, unlimited)
 	if len(p.refused) != 1 || p.refused[0].Key != "refused" {
 		t.Errorf("refused are %+v, want the container with another server's address", p.refused)
 	}

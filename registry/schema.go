@@ -1,5 +1,8 @@
 package registry
 
+// Schema is all tables.
+const Schema = SharedSchema + OwnSchema + ServersSchema
+
 // SharedSchema is the four tables that clusters of other programs have too:
 // their names, types and defaults never change.
 const SharedSchema = `CREATE TABLE IF NOT EXISTS cluster_metadata (

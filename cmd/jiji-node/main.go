@@ -116,7 +116,7 @@ value came from. Exit code 2 means that what was typed or configured is wrong,
 	f.StringVar(&a.runtimeDir, "runtime-dir", "/run/jiji", "directory of the control socket")
 	f.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&a.logFormat, "log-format", "text", "text or json")
-	root.AddCommand(a.runCommand(), a.downCommand(), a.uninstallCommand(), a.initCommand(), a.serverCommand(), a.serviceCommand(), a.statusCommand(),
+	root.AddCommand(a.runCommand(), a.downCommand(), a.uninstallCommand(), a.initCommand(), a.serverCommand(), a.serviceCommand(), a.registryCommand(), a.statusCommand(),
 		a.resolveCommand(), a.pingCommand(), a.configCommand(), a.versionCommand())
 	addCompletion(root)
 	return root

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/usage"
+	"github.com/acidtib/jiji-node/registry/corrosion"
 )
 
 // gcPercent keeps the heap small: WireGuard makes a piece of garbage for each
@@ -35,6 +37,65 @@ type runFlags struct {
 	forward   []string
 	nat       string
 	enabled   bool
+	registry  registryFlags
+}
+
+// A registryFlags is where the catalog is kept.
+type registryFlags struct {
+	mode, bin, url, tokenFile, api string
+	gossipPort, controlPort        uint16
+}
+
+func (a *app) addRegistryFlags(f *pflag.FlagSet, r *registryFlags) {
+	f.StringVar(&r.mode, "registry", "", "embedded: a file with this server's containers; corrosion: the cluster's (default: what `registry use` chose, else embedded)")
+	f.StringVar(&r.bin, "corrosion-bin", "corrosion", "Corrosion's program, a path or a name in PATH, which the node runs")
+	f.StringVar(&r.api, "corrosion-api", "127.0.0.1:8080", "address of the API of the agent that the node runs")
+	f.StringVar(&r.url, "corrosion-url", "", "URL of an agent that somebody else runs, such as http://127.0.0.1:8080; with --registry corrosion")
+	f.StringVar(&r.tokenFile, "corrosion-token-file", "", "file that holds the token of that agent")
+	f.Uint16Var(&r.gossipPort, "gossip-port", 8787, "UDP port of Corrosion's gossip, and TCP port of its metrics, on the management address")
+	f.Uint16Var(&r.controlPort, "control-port", 8786, "UDP and TCP port of the nodes' own messages on the management address")
+}
+
+// registryConfig turns text into types.
+func (a *app) registryConfig(r registryFlags, cfg *node.Config) error {
+	cfg.Registry = control.RegistryMode{Mode: r.mode, URL: r.url, TokenFile: r.tokenFile}
+	if r.mode == "" && (r.url != "" || r.tokenFile != "") {
+		return a.wrong("corrosion-url", errors.New("goes with --registry corrosion"))
+	}
+	if r.mode != "" {
+		if err := cfg.Registry.Check(); err != nil {
+			return a.wrong("registry", err)
+		}
+	}
+	if err := checkURL(r.url); err != nil {
+		return a.wrong("corrosion-url", err)
+	}
+	api, err := netip.ParseAddrPort(r.api)
+	if err != nil || api.Port() == 0 || !api.Addr().IsLoopback() {
+		return a.wrong("corrosion-api", fmt.Errorf("%q: want an address of this machine alone and a port, such as 127.0.0.1:8080", r.api))
+	}
+	for _, p := range []struct {
+		name string
+		port uint16
+	}{{"gossip-port", r.gossipPort}, {"control-port", r.controlPort}} {
+		if p.port == 0 {
+			return a.wrong(p.name, errors.New("0, want 1 to 65535: the other servers have to know it"))
+		}
+	}
+	if r.gossipPort == r.controlPort {
+		return a.wrong("control-port", fmt.Errorf("%d: is the gossip port", r.controlPort))
+	}
+	cfg.Corrosion = node.CorrosionConfig{Bin: r.bin, API: api, GossipPort: r.gossipPort, ControlPort: r.controlPort}
+	return nil
+}
+
+// checkURL fails unless text is empty or an agent's.
+func checkURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	_, err := corrosion.New(corrosion.Config{URL: text})
+	return err
 }
 
 func (a *app) addRunFlags(f *pflag.FlagSet, r *runFlags) {
@@ -49,6 +110,7 @@ func (a *app) addRunFlags(f *pflag.FlagSet, r *runFlags) {
 	f.StringArrayVar(&r.upstreams, "dns-upstream", nil, "name server for names outside the mesh, IP or IP:PORT; may be repeated (default: the host's own)")
 	f.StringArrayVar(&r.forward, "forward-from", nil, "interface that may forward into the mesh and out of it; may be repeated")
 	f.StringVar(&r.nat, "nat", "identity", "identity: others see the containers' addresses; masquerade: they see the WireGuard IP")
+	a.addRegistryFlags(f, &r.registry)
 	f.BoolVar(&r.enabled, "network-enabled", true, "false: report ready and end at once")
 }
 
@@ -134,7 +196,10 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 		Interface: a.link, ForwardFrom: r.forward, Masquerade: r.nat == "masquerade", ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
 		Version: version, Settings: a.settings(), Log: a.log,
 	}
-	var err error
+	err := a.registryConfig(r.registry, &cfg)
+	if err != nil {
+		return cfg, err
+	}
 	if cfg.Endpoints, err = a.parseAddrs("endpoint", r.endpoints, a.listenPort); err != nil {
 		return cfg, err
 	}

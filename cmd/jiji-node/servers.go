@@ -223,7 +223,7 @@ This machine's own entry is welcome too, so that the same command does for all.`
 				return err
 			}, func() error {
 				return a.offline(membership.Config{}, func(m *membership.Membership) (err error) {
-					added, err = node.AddEntries(m, all, "entries")
+					added, err = node.AddEntries(m, all, "entries", false)
 					return err
 				})
 			})

@@ -25,7 +25,7 @@ func (f *fake) Init(control.InitRequest) (control.Added, error) {
 	return control.Added{}, nil
 }
 
-func (f *fake) AddServers([]byte, string) ([]control.Added, error) {
+func (f *fake) AddServers(context.Context, []byte, string) ([]control.Added, error) {
 	f.changes = append(f.changes, "add")
 	return nil, nil
 }

@@ -88,7 +88,7 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	fmt.Fprintf(w, "  public key %s\n", s.Server.Key)
 	fmt.Fprintf(w, "  topology   %s, domain %s, %d servers, from %s\n", s.Cluster, s.Domain, len(s.Peers)+1, s.Topology.Source)
 	fmt.Fprintf(w, "  dns        %s, %d names, %d queries, upstreams: %s\n", join(s.DNS.Listen), s.DNS.Names, s.DNS.Queries, orNone(join(s.DNS.Upstreams)))
-	fmt.Fprintf(w, "  registry   %s, %d containers, %d rows skipped\n", s.Registry.Mode, s.Registry.Containers, len(s.Registry.Skipped))
+	fmt.Fprintf(w, "  registry   %s\n", registryLine(s.Registry, now))
 	for _, line := range s.Warnings {
 		fmt.Fprintf(w, "  warning    %s\n", line)
 	}
@@ -116,6 +116,36 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		t.row(p.ID, p.State, endpoint, handshake, size(p.RxBytes), size(p.TxBytes), p.Subnet.String(), change)
 	}
 	return t.flush()
+}
+
+// registryLine is the state of the registry in one line.
+func registryLine(r control.Registry, now time.Time) string {
+	line := r.Mode
+	if r.Since != nil {
+		line += fmt.Sprintf(", %s since %s", r.State, ago(*r.Since, now))
+	}
+	line += fmt.Sprintf(", %d containers, %d rows skipped", r.Containers, len(r.Skipped))
+	if r.Agent == nil {
+		return line
+	}
+	agent := "agent " + r.Agent.URL
+	if r.Agent.Managed {
+		agent = orNone(r.Agent.Version)
+		if agent == "none" {
+			agent = "no agent"
+		}
+		if !r.Agent.Running {
+			agent += " (not running)"
+		}
+	}
+	line += fmt.Sprintf(", %s, sees %d others", agent, r.Members)
+	if r.Gaps > 0 {
+		line += fmt.Sprintf(", %d versions behind", r.Gaps)
+	}
+	if r.Pending > 0 {
+		line += fmt.Sprintf(", %d own rows to write", r.Pending)
+	}
+	return line
 }
 
 func orNone(text string) string {

@@ -4,7 +4,10 @@ package control
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
@@ -58,12 +61,62 @@ type DNS struct {
 	Refused   uint64           `json:"refused"`
 }
 
+// Where the catalog is kept.
+const (
+	Embedded  = "embedded"  // in a file, this server's containers
+	Corrosion = "corrosion" // replicated, those of all servers
+)
+
+// A RegistryMode says where the catalog is kept. With Corrosion and no URL the
+// node runs the agent itself.
+type RegistryMode struct {
+	Mode      string `json:"mode"`
+	URL       string `json:"url,omitempty"`       // of an agent that somebody else runs
+	TokenFile string `json:"tokenFile,omitempty"` // that holds its token
+}
+
+// Check says what is wrong with the mode.
+func (m RegistryMode) Check() error {
+	switch {
+	case m.Mode != Embedded && m.Mode != Corrosion:
+		return fmt.Errorf("registry %q: want %s or %s", m.Mode, Embedded, Corrosion)
+	case m.Mode == Embedded && (m.URL != "" || m.TokenFile != ""):
+		return fmt.Errorf("registry %s: has no URL and no token", Embedded)
+	case m.TokenFile != "" && m.URL == "":
+		return errors.New("token file: goes with the URL of an agent that somebody else runs")
+	case m.TokenFile != "" && !filepath.IsAbs(m.TokenFile):
+		return fmt.Errorf("token file %q: want an absolute path", m.TokenFile)
+	}
+	return nil
+}
+
 // A Registry is the state of the catalog of containers.
 type Registry struct {
-	Mode       string    `json:"mode"` // "embedded"
-	Containers int       `json:"containers"`
-	Skipped    []Skipped `json:"skipped"`
-	Error      string    `json:"error,omitempty"` // why it cannot be read now
+	Mode       string     `json:"mode"`            // Embedded or Corrosion
+	State      string     `json:"state"`           // "up", "down" or "catching up", before which nothing is written
+	Since      *time.Time `json:"since,omitempty"` // up or down since; nil for Embedded
+	Containers int        `json:"containers"`
+	Skipped    []Skipped  `json:"skipped"`         // rows that are not believed
+	Error      string     `json:"error,omitempty"` // what is wrong now
+
+	// With Corrosion:
+	Agent    *Agent   `json:"agent,omitempty"`
+	Members  int      `json:"members"`            // other agents that this one sees
+	Gaps     int      `json:"gaps"`               // versions that it knows of and has not got yet
+	Pending  int      `json:"pending"`            // own rows that are not written yet
+	FastLane bool     `json:"fastLane"`           // changes are read ahead of the subscriptions when a peer tells of them
+	NoTables []string `json:"noTables,omitempty"` // of ours, that the agent lacks
+}
+
+// An Agent is the Corrosion agent.
+type Agent struct {
+	URL      string `json:"url"`
+	Managed  bool   `json:"managed"` // the node runs it; the rest is of such ones
+	Running  bool   `json:"running,omitempty"`
+	PID      int    `json:"pid,omitempty"`
+	Version  string `json:"version,omitempty"`
+	Restarts int    `json:"restarts,omitempty"`
+	LastExit string `json:"lastExit,omitempty"` // why it ended last
 }
 
 // A Skipped row is one that the node does not believe, and why.
@@ -226,8 +279,11 @@ type Node interface {
 
 	Servers() []Server
 	Init(r InitRequest) (Added, error)
-	AddServers(entries []byte, source string) ([]Added, error)
-	RemoveServer(id string, force bool) (Server, error)
+	AddServers(ctx context.Context, entries []byte, source string) ([]Added, error)
+	RemoveServer(ctx context.Context, id string, force bool) (Server, error)
+
+	// UseRegistry keeps the catalog elsewhere from now on.
+	UseRegistry(ctx context.Context, mode RegistryMode) (RegistryMode, error)
 
 	// Down takes the network off the host; the node ends once it was answered.
 	Down(ctx context.Context) (Undone, error)

@@ -104,6 +104,11 @@ func (c *Client) RemoveServer(ctx context.Context, id string, force bool) (Serve
 	return call[Server](ctx, c, http.MethodPost, "/v1/servers/remove", removeRequest{id, force})
 }
 
+// UseRegistry has the node keep the catalog elsewhere.
+func (c *Client) UseRegistry(ctx context.Context, mode RegistryMode) (RegistryMode, error) {
+	return call[RegistryMode](ctx, c, http.MethodPost, "/v1/registry/use", mode)
+}
+
 // Down has the node take the network off the host and end.
 func (c *Client) Down(ctx context.Context) (Undone, error) {
 	return call[Undone](ctx, c, http.MethodPost, "/v1/down", struct{}{})

@@ -27,15 +27,21 @@ func (scripted) Register(_ context.Context, c Container) (Container, error) {
 	return c, nil
 }
 
-func (scripted) AddServers(entries []byte, source string) ([]Added, error) {
+func (scripted) AddServers(_ context.Context, entries []byte, source string) ([]Added, error) {
 	return []Added{{Entry: string(entries), Note: source}}, nil
+}
+
+func (scripted) UseRegistry(_ context.Context, m RegistryMode) (RegistryMode, error) {
+	return m, m.Check()
 }
 
 func (scripted) Down(context.Context) (Undone, error) {
 	return Undone{Undone: []string{"interface jiji0 removed"}, Kept: []string{"ip_forward"}, Failed: []string{}}, nil
 }
 
-func (scripted) RemoveServer(string, bool) (Server, error) { return Server{}, errors.New("disk full") }
+func (scripted) RemoveServer(context.Context, string, bool) (Server, error) {
+	return Server{}, errors.New("disk full")
+}
 
 func (scripted) Ping(_ context.Context, r PingRequest, reply func(PingReply)) error {
 	if r.Count == 0 {
@@ -84,6 +90,9 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if _, err := c.RemoveServer(ctx, "x", false); usage.Is(err) || err == nil || err.Error() != "disk full" {
 		t.Errorf("error of the machine: %v", err)
+	}
+	if m, err := c.UseRegistry(ctx, RegistryMode{Mode: Corrosion}); err != nil || m.Mode != Corrosion {
+		t.Errorf("registry %+v, %v", m, err)
 	}
 	if u, err := c.Down(ctx); err != nil || len(u.Undone) != 1 || len(u.Kept) != 1 || u.Failed == nil {
 		t.Errorf("down %+v, %v", u, err)

@@ -219,6 +219,7 @@ func routes(n Node) http.Handler {
 		return n.Resolve(r.Context(), r.URL.Query().Get("name"), r.URL.Query().Get("type"))
 	}))
 	mux.HandleFunc("POST /v1/ping", ping(n))
+	mux.HandleFunc("POST /v1/registry/use", post(n.UseRegistry))
 	mux.HandleFunc("POST /v1/down", post(func(ctx context.Context, _ struct{}) (Undone, error) { return n.Down(ctx) }))
 
 	mux.HandleFunc("GET /v1/services", get(func(*http.Request) ([]Container, error) { return n.Containers(), nil }))
@@ -231,8 +232,8 @@ func routes(n Node) http.Handler {
 
 	mux.HandleFunc("GET /v1/servers", get(func(*http.Request) ([]Server, error) { return n.Servers(), nil }))
 	mux.HandleFunc("POST /v1/servers/init", post(func(_ context.Context, r InitRequest) (Added, error) { return n.Init(r) }))
-	mux.HandleFunc("POST /v1/servers/remove", post(func(_ context.Context, r removeRequest) (Server, error) {
-		return n.RemoveServer(r.ID, r.Force)
+	mux.HandleFunc("POST /v1/servers/remove", post(func(ctx context.Context, r removeRequest) (Server, error) {
+		return n.RemoveServer(ctx, r.ID, r.Force)
 	}))
 	mux.HandleFunc("POST /v1/servers/add", func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -240,7 +241,7 @@ func routes(n Node) http.Handler {
 			fail(w, usage.Errorf("read entries: %w", err))
 			return
 		}
-		added, err := n.AddServers(body, r.URL.Query().Get("source"))
+		added, err := n.AddServers(r.Context(), body, r.URL.Query().Get("source"))
 		reply(w, added, err)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -384,8 +384,9 @@ type Added struct {
 	Changed   bool // false: the topology had it like this already
 }
 
-// Add puts the entries of text into the topology, all or none.
-func (m *Membership) Add(source string, text []byte) ([]Added, error) {
+// Add puts the entries of text into the topology, all or none. If free, a
+// newcomer whose subnet another server has gets one that is free.
+func (m *Membership) Add(source string, text []byte, free bool) ([]Added, error) {
 	if m.cfg.NetworkFile != "" {
 		return nil, usage.Errorf("the topology comes from %s, which jiji-node never writes: add the entry there", m.cfg.NetworkFile)
 	}
@@ -399,6 +400,9 @@ func (m *Membership) Add(source string, text []byte) ([]Added, error) {
 	t := known
 	var added []Added
 	for _, e := range entries {
+		if _, known := t.Self(e.Key); free && !known && slices.ContainsFunc(t.Servers, func(s topology.Server) bool { return s.RemovedAt.IsZero() && s.Subnet == e.Subnet }) {
+			e.Subnet, e.WireGuardIP = netip.Prefix{}, netip.Addr{}
+		}
 		next, s, err := topology.Add(t, e, now())
 		if errors.Is(err, ipplan.ErrFull) {
 			return nil, err

@@ -93,7 +93,7 @@ func TestThreeMachinesByHand(t *testing.T) {
 	c, ec := machine(t, "web3", 2)
 	all := append(append(append([]byte{}, ea...), eb...), ec...)
 	for _, m := range []*Membership{a, b, c} {
-		added, err := m.Add("all", all)
+		added, err := m.Add("all", all, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +110,7 @@ func TestThreeMachinesByHand(t *testing.T) {
 		default:
 			t.Error("no news of the change")
 		}
-		if _, err := m.Add("all", all); err != nil {
+		if _, err := m.Add("all", all, false); err != nil {
 			t.Errorf("the same again: %v", err)
 		}
 		select {
@@ -125,7 +125,7 @@ func TestAddIsAllOrNone(t *testing.T) {
 	a, _ := machine(t, "web1", 0)
 	_, good := machine(t, "web2", 1)
 	_, clash := machine(t, "web3", 0)
-	_, err := a.Add("file", append(good, clash...))
+	_, err := a.Add("file", append(good, clash...), false)
 	if !usage.Is(err) || !strings.Contains(err.Error(), "10.210.0.0/24") || !strings.Contains(err.Error(), "init --index 2") {
 		t.Errorf("error %v", err)
 	}
@@ -137,7 +137,7 @@ func TestAddIsAllOrNone(t *testing.T) {
 func TestRemoveLeavesATombstone(t *testing.T) {
 	a, _ := machine(t, "web1", 0)
 	_, eb := machine(t, "web2", 1)
-	if _, err := a.Add("b", eb); err != nil {
+	if _, err := a.Add("b", eb, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Remove("WEB2"); err != nil {
@@ -171,7 +171,7 @@ func TestSetEntry(t *testing.T) {
 func TestNetworkFileIsReadOnly(t *testing.T) {
 	a, _ := machine(t, "web1", 0)
 	_, eb := machine(t, "web2", 1)
-	if _, err := a.Add("b", eb); err != nil {
+	if _, err := a.Add("b", eb, false); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "network.json")
@@ -184,7 +184,7 @@ func TestNetworkFileIsReadOnly(t *testing.T) {
 	if len(m.Topology().Servers) != 2 {
 		t.Errorf("topology %s", ids(m.Topology()))
 	}
-	_, errAdd := m.Add("b", eb)
+	_, errAdd := m.Add("b", eb, false)
 	_, errRemove := m.Remove("web2")
 	_, errSet := m.SetEntry(Entry{Name: "other"}, false)
 	for _, err := range []error{errAdd, errRemove, errSet} {
@@ -232,7 +232,7 @@ func TestFollow(t *testing.T) {
 	a, _ := machine(t, "web1", 0)
 	_, eb := machine(t, "web2", 1)
 	_, ec := machine(t, "web3", 2)
-	if _, err := a.Add("b", eb); err != nil {
+	if _, err := a.Add("b", eb, false); err != nil {
 		t.Fatal(err)
 	}
 	<-a.Changed()
@@ -251,7 +251,7 @@ func TestFollow(t *testing.T) {
 		}
 	}()
 
-	if _, err := a.Add("c", ec); err != nil {
+	if _, err := a.Add("c", ec, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := topology.Save(file, a.Topology()); err != nil {

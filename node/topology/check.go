@@ -177,3 +177,14 @@ func nameOf(i int, s Server) string {
 		return fmt.Sprintf("server number %d", i+1)
 	}
 }
+
+// CheckServer reports what is wrong with one server of a cluster for itself.
+func CheckServer(s Server, cluster netip.Prefix) error {
+	var c checker
+	c.server(0, s, cluster)
+	errs := make([]error, 0, len(c.faults))
+	for _, f := range c.faults {
+		errs = append(errs, f.err)
+	}
+	return errors.Join(errs...)
+}

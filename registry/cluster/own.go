@@ -94,15 +94,15 @@ func (s *Store) syncLoop(ctx context.Context) error {
 		case <-s.sync:
 		case <-tick.C:
 		}
-		ok := s.push(ctx)
-		if wait = min(2*wait, retryMost); ok {
+		ok, caughtUp := s.push(ctx), s.writing.Load().caughtUp
+		if wait = min(2*wait, retryMost); ok || !caughtUp {
 			wait = retryFirst
 		}
-		next := wait
-		if ok && s.writing.Load().caughtUp {
-			next = beatEvery / 3
+		if ok {
+			tick.Reset(beatEvery / 3)
+		} else {
+			tick.Reset(wait)
 		}
-		tick.Reset(next)
 	}
 }
 

@@ -1,0 +1,572 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/acidtib/jiji-node/monitor"
+	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/membership"
+	"github.com/acidtib/jiji-node/node/peerlink"
+	"github.com/acidtib/jiji-node/node/topology"
+	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/registry/agent"
+	"github.com/acidtib/jiji-node/registry/cluster"
+	"github.com/acidtib/jiji-node/registry/corrosion"
+	"github.com/acidtib/jiji-node/tunnel/wgkey"
+)
+
+const (
+	claimKey   = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
+	agentRetry = 30 * time.Second  // after a state directory that the agent could not be prepared in
+	agentLook  = 5 * time.Second   // how often the agent is asked how it is
+	peerWait   = 3 * time.Second   // for a first session before the agent is started
+	peerLook   = 50 * time.Millisecond
+	askPeers   = 3 // how many peers are asked what they have
+)
+
+// errMoved ends a node whose addresses are others now: it starts again.
+var errMoved = errors.New("addresses moved")
+
+// A clusterPart is what runs while the registry is Corrosion.
+type clusterPart struct {
+	*Node
+	mode    control.RegistryMode
+	store   *cluster.Store
+	client  *corrosion.Client
+	agent   atomic.Pointer[agent.Agent] // nil: somebody else runs it, or it is not prepared yet
+	link    atomic.Pointer[peerlink.Link]
+	news    chan struct{} // of servers, or of this machine's own entry
+	cache   chan struct{} // of containers, for the file that a start without an agent reads
+	peers   atomic.Pointer[[]netip.Addr]
+	refused atomic.Pointer[[]registry.Skipped] // servers, and why
+	problem atomic.Pointer[string]             // why this machine is not in the registry as it should be; "" if it is
+	fault   atomic.Pointer[string]             // why the agent does not run; "" if it does
+	health  atomic.Pointer[agentHealth]
+
+	claimed time.Time // of this machine's subnet; zero: not yet
+}
+
+type agentHealth struct{ members, gaps int }
+
+// openCluster prepares what the mode asks for. A registry that cannot be had is
+// no reason not to start.
+func (n *Node) openCluster(ctx context.Context, mode control.RegistryMode) {
+	if mode.Mode != control.Corrosion {
+		return
+	}
+	p, err := n.newCluster(ctx, mode)
+	if err != nil {
+		n.degrade(fmt.Sprintf("registry: %v", err))
+		return
+	}
+	n.cluster.Store(p)
+}
+
+func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clusterPart, error) {
+	p := &clusterPart{Node: n, mode: mode, news: make(chan struct{}, 1), cache: make(chan struct{}, 1)}
+	cfg := corrosion.Config{URL: mode.URL, Log: n.log}
+	if mode.URL == "" {
+		a, err := p.prepareAgent()
+		if err != nil { // tried again while the part runs, with the same token once there is one
+			n.log.Error("agent cannot be prepared; trying on", "err", err)
+			p.setFault(err.Error())
+			cfg.URL = "http://" + n.cfg.Corrosion.API.String()
+		} else {
+			p.agent.Store(a)
+			cfg.URL, cfg.Token = a.URL(), a.Token()
+		}
+	} else if mode.TokenFile != "" {
+		token, err := readToken(mode.TokenFile)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Token = token
+	}
+	var err error
+	if p.client, err = corrosion.New(cfg); err != nil {
+		return nil, err
+	}
+	self := n.members.Self()
+	if p.claimed, err = n.readClaim(ctx, self.Subnet); err != nil {
+		return nil, err
+	}
+	boot := make([]byte, 8)
+	rand.Read(boot)
+	p.store, err = cluster.Open(ctx, cluster.Config{
+		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: hex.EncodeToString(boot), Version: n.cfg.Version,
+		MTU: func() int { return int(n.mtu.Load()) }, Cached: n.readCache(), Peers: p.askPeers, Wrote: p.wrote, Log: n.log,
+	})
+	return p, err
+}
+
+func (p *clusterPart) prepareAgent() (*agent.Agent, error) {
+	self, c := p.members.Self(), p.cfg.Corrosion
+	if !p.ipv6 {
+		return nil, errors.New("Corrosion gossips on the management address, and this machine has IPv6 disabled: sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0, then restart jiji-node")
+	}
+	gossip := netip.AddrPortFrom(self.ManagementIP, c.GossipPort)
+	return agent.New(agent.Config{
+		Bin: c.Bin, Dir: filepath.Join(p.cfg.StateDir, "corrosion"), Socket: filepath.Join(p.cfg.RuntimeDir, "corrosion.sock"),
+		Gossip: gossip, Metrics: gossip, API: c.API, Bootstrap: p.bootstrap(),
+		Schema: map[string]string{"jiji.sql": registry.Schema}, Log: p.log,
+	})
+}
+
+// bootstrap are the gossip addresses of the other members.
+func (p *clusterPart) bootstrap() []netip.AddrPort {
+	var at []netip.AddrPort
+	for _, a := range p.peersOf(p.members.Topology()) {
+		at = append(at, netip.AddrPortFrom(a, p.cfg.Corrosion.GossipPort))
+	}
+	return at
+}
+
+// peersOf are the management addresses of the other members.
+func (p *clusterPart) peersOf(t topology.Topology) []netip.Addr {
+	var at []netip.Addr
+	for _, s := range t.Servers {
+		if s.RemovedAt.IsZero() && s.Key != p.key {
+			at = append(at, s.ManagementIP)
+		}
+	}
+	return at
+}
+
+// setPeers tells the parts who the members are now.
+func (p *clusterPart) setPeers(t topology.Topology) {
+	peers := p.peersOf(t)
+	was := p.peers.Swap(&peers)
+	if a := p.agent.Load(); a != nil && (was == nil || !slices.Equal(*was, peers)) {
+		a.SetBootstrap(p.bootstrap())
+	}
+	poke(p.news)
+}
+
+// run runs the part until ctx is done. The agent is stopped last.
+func (p *clusterPart) run(ctx context.Context) error {
+	agentCtx, stopAgent := context.WithCancel(context.WithoutCancel(ctx))
+	var ended sync.WaitGroup
+	ended.Go(func() { p.runAgent(agentCtx) })
+	defer func() {
+		stopAgent()
+		ended.Wait()
+		p.client.Close()
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.store.Run(ctx) })
+	g.Go(func() error { return p.serversLoop(ctx) })
+	g.Go(func() error { return p.cacheLoop(ctx) })
+	g.Go(func() error { return p.healthLoop(ctx) })
+	g.Go(func() error {
+		p.runLink(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-p.store.Changed():
+				poke(p.storeChanged)
+				poke(p.cache)
+			}
+		}
+	})
+	return g.Wait()
+}
+
+func (p *clusterPart) runAgent(ctx context.Context) {
+	if p.mode.URL != "" {
+		return
+	}
+	p.awaitPeer(ctx)
+	for a := p.agent.Load(); ; a = p.agent.Load() {
+		if a != nil {
+			p.setFault("")
+			a.SetBootstrap(p.bootstrap())
+			if err := a.Run(ctx); err != nil {
+				p.log.Error("agent ended", "err", err)
+				p.setFault(err.Error())
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(agentRetry):
+		}
+		if a != nil {
+			continue
+		}
+		a, err := p.prepareAgent()
+		if err != nil {
+			p.setFault(err.Error())
+			continue
+		}
+		// The client has no token for this agent: the part is made anew.
+		p.log.Info("agent prepared")
+		p.setFault("")
+		p.agent.Store(a)
+		poke(p.reopened)
+		return
+	}
+}
+
+// awaitPeer waits a little for the first session: what an agent says to its
+// peers before is lost, and said again seconds later only.
+func (p *clusterPart) awaitPeer(ctx context.Context) {
+	for range peerWait / peerLook {
+		peers := p.members.Topology().Servers
+		if len(peers) < 2 || slices.ContainsFunc(peers, func(s topology.Server) bool { return p.live(s.Key) }) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(peerLook):
+		}
+	}
+}
+
+func (p *clusterPart) setFault(text string) { p.fault.Store(&text) }
+
+// runLink serves and tells peers, once the address is there.
+func (p *clusterPart) runLink(ctx context.Context) {
+	if !p.ipv6 {
+		return
+	}
+	for failed := false; ; failed = true {
+		l, err := peerlink.Listen(peerlink.Config{
+			Addr:  netip.AddrPortFrom(p.members.Self().ManagementIP, p.cfg.Corrosion.ControlPort),
+			Peers: func() []netip.Addr { return *p.peers.Load() },
+			Heard: func(_ netip.Addr, n peerlink.Notice) { p.store.Heard(n.Writer, n.Version) },
+			Versions: func(ctx context.Context) (map[[16]byte]int64, error) {
+				return p.store.Versions(ctx)
+			},
+			Log: p.log,
+		})
+		if err == nil {
+			p.link.Store(l)
+			err = l.Run(ctx)
+			l.Close()
+			p.link.Store(nil)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !failed {
+			p.log.Warn("peers are not told of writes; they notice by themselves, later", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(agentRetry):
+		}
+	}
+}
+
+func (p *clusterPart) wrote(writer [16]byte, version int64) {
+	if l := p.link.Load(); l != nil {
+		l.Tell(peerlink.Notice{Writer: writer, Version: version})
+	}
+}
+
+// askPeers asks peers that are up what their registries have.
+func (p *clusterPart) askPeers(ctx context.Context) []cluster.Versions {
+	l := p.link.Load()
+	if l == nil {
+		return nil
+	}
+	states := p.monitor.Peers()
+	var mu sync.Mutex
+	var answers []cluster.Versions
+	var asking sync.WaitGroup
+	asked := 0
+	for _, s := range p.members.Topology().Servers {
+		if states[s.Key].State != monitor.Up || asked == askPeers || !s.RemovedAt.IsZero() {
+			continue
+		}
+		asked++
+		asking.Go(func() {
+			if v, err := l.Versions(ctx, s.ManagementIP); err == nil {
+				mu.Lock()
+				answers = append(answers, v)
+				mu.Unlock()
+			}
+		})
+	}
+	asking.Wait()
+	return answers
+}
+
+// live reports whether there is a session with a peer.
+func (p *clusterPart) live(key wgkey.Public) bool { return p.monitor.Peers()[key].State == monitor.Up }
+
+// serversLoop brings what the registry says of servers into the topology, and
+// this machine into the registry.
+func (p *clusterPart) serversLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.news:
+		case <-p.store.ServersChanged():
+		}
+		problem := ""
+		err := p.settleServers(ctx)
+		switch {
+		case errors.Is(err, errMoved):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+		}
+		if was := p.problem.Swap(&problem); problem != "" && (was == nil || *was != problem) {
+			p.log.Error("servers of the registry", "err", problem)
+		}
+	}
+}
+
+func (p *clusterPart) settleServers(ctx context.Context) error {
+	view, topo := p.store.Servers(), p.members.Topology()
+	if !view.Complete {
+		return nil
+	}
+	if err := sameCluster(view.Metadata, topo); err != nil {
+		return err
+	}
+	rows := make([]membership.Row, len(view.List))
+	for i, s := range view.List {
+		rows[i] = membership.Row{Server: serverOfRow(s), ClaimedAt: s.ClaimedAt}
+	}
+	taken, err := p.members.TakeRows(rows, p.live, p.claimed)
+	p.tellRefused(taken, view.Skipped)
+	if err != nil {
+		return err
+	}
+	self := p.members.Self()
+	switch {
+	case !self.RemovedAt.IsZero() || !p.store.State().CaughtUp:
+		return nil
+	case p.claimed.IsZero():
+		return p.claim(ctx, rows, taken)
+	case taken.LostTo != "":
+		return p.yield(ctx, taken.LostTo)
+	}
+	p.store.SetSelf(p.rowOf(self))
+	return nil
+}
+
+// sameCluster refuses the registry of another cluster.
+func sameCluster(metadata map[string]string, t topology.Topology) error {
+	if c := metadata["cluster_cidr"]; c != "" && c != t.Cluster.String() {
+		return fmt.Errorf("the registry's cluster CIDR is %s, this machine's %s: it is another cluster's registry, or this machine has to begin anew with --cluster-cidr %[1]s", c, t.Cluster)
+	}
+	if d := metadata["service_domain"]; d != "" && d != t.Domain {
+		return fmt.Errorf("the registry's service domain is %q, this machine's %q: it is another cluster's registry, or this machine has to begin anew with --domain %[1]s", d, t.Domain)
+	}
+	return nil
+}
+
+func serverOfRow(s registry.Server) topology.Server {
+	return topology.Server{ID: s.ID, Hostname: s.Hostname, Subnet: s.Subnet, WireGuardIP: s.WireGuardIP, Key: s.Key,
+		ManagementIP: s.ManagementIP, Endpoints: s.Endpoints, RemovedAt: s.RemovedAt}
+}
+
+func (p *clusterPart) rowOf(s topology.Server) registry.Server {
+	return registry.Server{ID: s.ID, Hostname: s.Hostname, Subnet: s.Subnet, WireGuardIP: s.WireGuardIP, Key: s.Key,
+		ManagementIP: s.ManagementIP, Endpoints: s.Endpoints, LastSeen: time.Now(), ClaimedAt: p.claimed}
+}
+
+// tellRefused logs each refusal once.
+func (p *clusterPart) tellRefused(t membership.Taken, skipped []registry.Skipped) {
+	refused := slices.Clone(skipped)
+	for _, r := range t.Refused {
+		refused = append(refused, registry.Skipped{Table: "servers", Key: r.ID, Reason: r.Reason})
+	}
+	was := p.refused.Swap(&refused)
+	for _, r := range refused {
+		if was == nil || !slices.Contains(*was, r) {
+			p.log.Warn("registry row refused", "table", r.Table, "key", r.Key, "reason", r.Reason)
+		}
+	}
+	for _, s := range t.Replaced {
+		p.log.Error("a server has another key now: was it set up anew?", "id", s.ID, "former_key", s.Key)
+	}
+}
+
+// claim puts this machine into the registry for the first time: as the row that
+// was inserted on its behalf or that it had before says, else as it is, with
+// another id or subnet where others have them.
+func (p *clusterPart) claim(ctx context.Context, rows []membership.Row, taken membership.Taken) (err error) {
+	self := p.members.Self()
+	id, hostname, subnet := self.ID, self.Hostname, self.Subnet
+	at := slices.IndexFunc(rows, func(r membership.Row) bool { return r.Key == self.Key && r.RemovedAt.IsZero() && r.Subnet.IsValid() })
+	if at >= 0 {
+		id, hostname, subnet = rows[at].ID, rows[at].Hostname, rows[at].Subnet
+	} else {
+		if !taken.IDOf.IsZero() {
+			var ids []string
+			for _, r := range rows {
+				ids = append(ids, r.ID)
+			}
+			if id, err = p.members.FreeID(hostname, ids...); err != nil {
+				return err
+			}
+			p.log.Warn("another server has this machine's id; taking the next", "id", self.ID, "its_key", taken.IDOf, "new_id", id)
+		}
+		if taken.LostTo != "" {
+			if subnet, err = p.members.FreeSubnet(); err != nil {
+				return err
+			}
+		}
+	}
+	if subnet != self.Subnet {
+		if err := p.unattached(subnet, taken.LostTo); err != nil {
+			return err
+		}
+	}
+	if err := p.take(ctx, id, hostname, subnet); err != nil {
+		return err
+	}
+	return p.introduce(ctx, rows)
+}
+
+// yield takes another subnet in place of the one that another server keeps.
+func (p *clusterPart) yield(ctx context.Context, winner string) error {
+	self := p.members.Self()
+	subnet, err := p.members.FreeSubnet()
+	if err != nil {
+		return err
+	}
+	if err := p.unattached(subnet, winner); err != nil {
+		return err
+	}
+	p.log.Warn("subnet left to the server that had it before", "subnet", self.Subnet, "server", winner, "new_subnet", subnet)
+	return p.take(ctx, self.ID, self.Hostname, subnet)
+}
+
+// unattached fails if containers have addresses of this machine's subnet.
+func (p *clusterPart) unattached(subnet netip.Prefix, winner string) error {
+	self := p.members.Self()
+	for c := range p.local.Snapshot().All() {
+		if !c.External && self.Subnet.Contains(c.IP) {
+			if winner == "" {
+				winner = "another server"
+			}
+			return fmt.Errorf("subnet %s: belongs to %s, and container %s is registered in it here: deregister this server's containers, and it takes %s by itself", self.Subnet, winner, c.ID, subnet)
+		}
+	}
+	return nil
+}
+
+// take makes id, host name and subnet this machine's own, and returns errMoved
+// if its addresses are others then.
+func (p *clusterPart) take(ctx context.Context, id, hostname string, subnet netip.Prefix) error {
+	now := time.Now().UTC()
+	if err := p.local.SetMeta(ctx, claimKey, fmt.Sprintf("%d %s", now.UnixMilli(), subnet)); err != nil {
+		return err
+	}
+	moved, err := p.members.Adopt(id, hostname, subnet)
+	if err != nil {
+		return err
+	}
+	p.claimed = time.UnixMilli(now.UnixMilli())
+	if moved {
+		p.log.Info("addresses taken from the registry", "id", id, "subnet", subnet)
+		return errMoved
+	}
+	p.store.SetSelf(p.rowOf(p.members.Self()))
+	return nil
+}
+
+// introduce writes what only a first member knows: the cluster's metadata, and
+// servers that the registry has no row of.
+func (p *clusterPart) introduce(ctx context.Context, rows []membership.Row) error {
+	topo := p.members.Topology()
+	err := p.store.SetMetadata(ctx, map[string]string{
+		"cluster_cidr": topo.Cluster.String(), "service_domain": topo.Domain, "discovery": "corrosion",
+		"created_at": topo.CreatedAt.UTC().Format(time.RFC3339),
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range topo.Servers {
+		there := slices.ContainsFunc(rows, func(r membership.Row) bool { return r.Key == s.Key || strings.EqualFold(r.ID, s.ID) })
+		if there || s.Key == p.key || !s.RemovedAt.IsZero() || !s.Subnet.IsValid() {
+			continue
+		}
+		row := p.rowOf(s)
+		row.LastSeen, row.ClaimedAt = time.Time{}, time.Time{}
+		if err := p.store.AddServer(ctx, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readClaim returns when this machine took its subnet, zero if it has not.
+func (n *Node) readClaim(ctx context.Context, subnet netip.Prefix) (time.Time, error) {
+	text, err := n.local.Meta(ctx, claimKey)
+	if err != nil || text == "" {
+		return time.Time{}, err
+	}
+	ms, of, _ := strings.Cut(text, " ")
+	at, err := strconv.ParseInt(ms, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("registry file: note %s is %q, want milliseconds and a subnet", claimKey, text)
+	}
+	if of != subnet.String() { // it was given another since: it is new to that
+		return time.UnixMilli(time.Now().UnixMilli()), nil
+	}
+	return time.UnixMilli(at), nil
+}
+
+// healthLoop asks the agent how it is, for status.
+func (p *clusterPart) healthLoop(ctx context.Context) error {
+	tick := time.NewTicker(agentLook)
+	defer tick.Stop()
+	for {
+		ask, cancel := context.WithTimeout(ctx, agentLook)
+		h := &agentHealth{}
+		err := p.client.Query(ask, corrosion.SQL("SELECT foca_state FROM __corro_members"), func(cells []any) error {
+			var state struct{ State string }
+			if text, ok := cells[0].(string); ok && json.Unmarshal([]byte(text), &state) == nil && state.State == "Alive" {
+				h.members++
+			}
+			return nil
+		})
+		if err == nil {
+			err = p.client.Query(ask, corrosion.SQL(`SELECT coalesce(sum("end" - start + 1), 0) FROM __corro_bookkeeping_gaps`), func(cells []any) error {
+				gaps, _ := cells[0].(int64)
+				h.gaps = int(gaps)
+				return nil
+			})
+		}
+		cancel()
+		if err != nil {
+			h = nil
+		}
+		p.health.Store(h)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
