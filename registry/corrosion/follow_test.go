@@ -166,8 +166,8 @@ func TestFollow(t *testing.T) {
 				if !matches(r.lines, tt.want) {
 					t.Errorf("view was told\n %s\nwant\n %s", strings.Join(r.lines, "\n "), strings.Join(tt.want, "\n "))
 				}
-				if !slices.Equal(s.requests, tt.requests) {
-					t.Errorf("requests %q, want %q", s.requests, tt.requests)
+				if got := s.requests(); !slices.Equal(got, tt.requests) {
+					t.Errorf("requests %q, want %q", got, tt.requests)
 				}
 			})
 		})
@@ -238,7 +238,7 @@ func TestFollowBacksOff(t *testing.T) {
 				c, s := play(t, Config{}, steps...)
 				follow(t, c, 10*time.Minute)
 				// 2.5 to 5 s each, once it has grown to that.
-				if n := len(s.requests); n < 120 || n > 250 {
+				if n := len(s.all()); n < 120 || n > 250 {
 					t.Errorf("%d requests in 10 minutes, want 120 to 250", n)
 				}
 			})
@@ -263,13 +263,14 @@ func TestFollowReturnsQuicklyAfterProgress(t *testing.T) {
 						lost = r.at[i]
 					}
 				}
-				if n := len(s.at); n != 8 {
+				asked := s.all()
+				if n := len(asked); n != 8 {
 					t.Fatalf("%d requests, want 8", n)
 				}
-				if d := s.at[7].Sub(lost); d > 2*minWait {
+				if d := asked[7].at.Sub(lost); d > 2*minWait {
 					t.Errorf("waited %v after progress, want at most %v", d, 2*minWait)
 				}
-				if d := s.at[6].Sub(s.at[5]); d < time.Second {
+				if d := asked[6].at.Sub(asked[5].at); d < time.Second {
 					t.Errorf("waited %v before, want longer", d)
 				}
 			})
@@ -286,12 +287,13 @@ func TestFollowLeavesAStuckSubscription(t *testing.T) {
 		if last := r.lines[len(r.lines)-1]; last != "end" {
 			t.Errorf("last was %q", last)
 		}
-		if len(s.bodies) != 4 {
-			t.Fatalf("%d requests, want 4", len(s.bodies))
+		asked := s.all()
+		if len(asked) != 4 {
+			t.Fatalf("%d requests, want 4", len(asked))
 		}
 		for i, want := range []string{"x = ?", "x = ?", "x = ?", "x = ? "} {
-			if want = `{"query":"SELECT id, ip FROM t WHERE ` + want + `","params":["y"]}`; s.bodies[i] != want {
-				t.Errorf("request %d is %s, want %s", i, s.bodies[i], want)
+			if want = `{"query":"SELECT id, ip FROM t WHERE ` + want + `","params":["y"]}`; asked[i].body != want {
+				t.Errorf("request %d is %s, want %s", i, asked[i].body, want)
 			}
 		}
 	})
@@ -302,8 +304,8 @@ func TestFollowRefusesWhatCannotBeSent(t *testing.T) {
 	if err := c.Follow(t.Context(), SQL("SELECT ?", struct{}{}), &record{}); err == nil {
 		t.Error("no error")
 	}
-	if len(s.requests) > 0 {
-		t.Errorf("requests %q", s.requests)
+	if got := s.requests(); len(got) > 0 {
+		t.Errorf("requests %q", got)
 	}
 }
 
