@@ -138,6 +138,8 @@ func TestFollow(t *testing.T) {
 			join(shown1, "lost ended", "lost no response within 1m0s", shown), again},
 		{"hang inside the result", []step{then(say(columns, rowA), hold), whole},
 			join("begin", "row [a 1]", "lost no event within 30s", shown), []string{post, post}},
+		{"hang inside a result that resuming brought", []step{first, then(say(columns, rowA), hold), whole},
+			join(shown1, "lost ended", "begin", "row [a 1]", "lost no event within 30s", shown), again},
 		{"slow result", []step{then(say(columns), wait(29*time.Second), say(rowA), wait(29*time.Second), say(eoq0), hold)},
 			shown, []string{post}},
 		{"refused", []step{status(400, `{"error":"no such table: nope"}`), status(500, `"Error: no such table: nope"`), status(401, ""), status(503, "max"), whole},
@@ -220,9 +222,10 @@ func TestFollowSaysWhenItResumed(t *testing.T) {
 
 func TestFollowBacksOff(t *testing.T) {
 	deleted := say(`{"error":"subscription already deleted older changes, min change id: 9"}` + "\n")
-	var alternating []step
+	var alternating, failing []step
 	for range 1000 {
 		alternating = append(alternating, first, deleted)
+		failing = append(failing, first, say(change2, `{"error":"oh"}`+"\n"))
 	}
 	for name, steps := range map[string][]step{
 		"refused":             {status(500, "")},
@@ -232,6 +235,7 @@ func TestFollowBacksOff(t *testing.T) {
 		"older deleted":       {say(columns, eoq7), deleted},
 		"result, then gap":    {say(columns, rowA, eoq0, change1, change3)},
 		"result, then change": alternating,
+		"change, then error":  failing,
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
