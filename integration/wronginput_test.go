@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,7 @@ func TestWrongInput(t *testing.T) {
 	t.Run("InterfaceOfAnotherProcess", interfaceOfAnotherProcess)
 	t.Run("SecondInstance", secondInstance)
 	t.Run("DiskFillsUp", diskFillsUp)
+	t.Run("DiskIsFullOfAKnownNode", diskIsFullOfAKnownNode)
 	t.Run("NoIPv6", noIPv6)
 	t.Run("UnknownVariable", unknownVariable)
 	t.Run("NetworkDisabled", networkDisabled)
@@ -143,7 +145,7 @@ func initAs(name, flags string) string {
 // has all parts of want, and to change nothing on the host.
 func isRefused(t *testing.T, s *lab.Server, code int, want, name string, args ...string) {
 	t.Helper()
-	host, network := hostState(s), networkFile(s)
+	host, state := hostState(s), stateFiles(s)
 	line := oneLine(t, code, func() (string, error) { return s.Try(name, args...) })
 	for part := range strings.SplitSeq(want, "|") {
 		if !strings.Contains(line, part) {
@@ -153,8 +155,8 @@ func isRefused(t *testing.T, s *lab.Server, code int, want, name string, args ..
 	if diff := difference(host, hostState(s)); diff != "" {
 		t.Errorf("changed on the host:\n%s", diff)
 	}
-	if diff := difference(network, networkFile(s)); diff != "" {
-		t.Errorf("changed in %s:\n%s", stateFile, diff)
+	if diff := difference(state, stateFiles(s)); diff != "" {
+		t.Errorf("changed of the state:\n%s", diff)
 	}
 }
 
@@ -190,6 +192,11 @@ func hostState(s *lab.Server) string {
 	return s.Run("sh", "-c", `ip -o addr; ip rule; ip route show table all; ip -6 route show table all
 		grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
 		nft -s list ruleset; find /etc -xdev -printf '%p %M %s %T@\n'; find /run -type s`)
+}
+
+// stateFiles is what nodes keep on their host, and where.
+func stateFiles(s *lab.Server) string {
+	return s.Run("sh", "-c", `find /var/lib -printf '%p %y %m\n'; find /var/lib -type f ! -name fill -exec sha256sum {} +`)
 }
 
 func networkFile(s *lab.Server) string {
@@ -361,6 +368,62 @@ func diskFillsUp(t *testing.T) {
 	node.WaitReady()
 	if key == "" || s.ReadFile(keyFile) != key {
 		t.Error("with room, the key is not the one that was stored first")
+	}
+	node.Stop()
+}
+
+// A machine that ran before runs on a full disk, whatever way it was stopped; it says
+// so, and refuses what it could not keep. Down takes all of it off the host.
+func diskIsFullOfAKnownNode(t *testing.T) {
+	t.Parallel()
+	host := func(s *lab.Server) string { // without the times of directories
+		return regexp.MustCompile(`(?m)^(/etc\S* d\S* ).*`).ReplaceAllString(hostState(s), "$1")
+	}
+	s := newServer(t)
+	s.Run("mkdir", "-m", "700", "/var/lib/jiji")
+	s.Run("mount", "-t", "tmpfs", "-o", "size=2m", "none", "/var/lib/jiji")
+	before := host(s)
+	s.Run("sh", "-c", initAs("web2", "--index 1")+"; jiji-node init; jiji-node server add /run/web2.json")
+	node := s.Start("run")
+	node.WaitReady()
+	s.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10")
+	for _, end := range []func(){node.Stop, func() { node.Kill9() }} {
+		end()
+		s.Try("sh", "-c", "cat /dev/zero >/var/lib/jiji/fill")
+		state := stateFiles(s)
+		node = s.Start("run")
+		node.WaitReady()
+		const full = "the disk of /var/lib/jiji is full: services stay as they were registered; free space there and restart jiji-node"
+		st := status(t, s)
+		if len(st.Warnings) != 1 || st.Warnings[0] != full || len(st.Peers) != 1 || st.State != "ready" {
+			t.Errorf("state %s, warnings %q, peers %v", st.State, st.Warnings, st.Peers)
+		}
+		if got := strings.TrimSpace(s.Run("dig", "@10.210.0.1", "+short", "api.jiji")); got != "10.210.0.10" {
+			t.Errorf("api.jiji is %q", got)
+		}
+		isRefused(t, s, refused, "register container: "+full, "jiji-node", "service", "register", "db", "--ip", "10.210.0.11")
+		s.Run("sh", "-c", initAs("web3", "--index 2"))
+		isRefused(t, s, refused, stateFile+"|no space left on device", "jiji-node", "server", "add", "/run/web3.json")
+		if log := node.Log(); strings.Contains(log, "level=ERROR") {
+			t.Errorf("it logged\n%s", log)
+		}
+		for line := range strings.Lines(state) { // the lock names another process
+			if !strings.HasSuffix(line, "/lock\n") && !strings.Contains(stateFiles(s), line) {
+				t.Errorf("changed of the state: %s", line)
+			}
+		}
+	}
+	node.Kill9()
+	s.Run("jiji-node", "down")
+	if diff := difference(before, host(s)); diff != "" {
+		t.Errorf("left on the host:\n%s", diff)
+	}
+	s.Run("rm", "/var/lib/jiji/fill")
+	node = s.Start("run")
+	node.WaitReady()
+	s.Run("jiji-node", "service", "register", "db", "--ip", "10.210.0.11")
+	if st := status(t, s); len(st.Warnings) != 0 {
+		t.Errorf("warnings %q", st.Warnings)
 	}
 	node.Stop()
 }

@@ -96,7 +96,7 @@ func Check(cfg Config) (Readiness, error) {
 	running, err := statefile.Holder(cfg.StateDir)
 	if err == nil {
 		r.Running = running
-		members, err = membership.Open(cfg.membership(true))
+		members, err = membership.Open(cfg.membership())
 	}
 	if err != nil {
 		fault(err)
@@ -125,11 +125,11 @@ func Check(cfg Config) (Readiness, error) {
 }
 
 // membership is what package membership has to know of cfg.
-func (cfg Config) membership(dryRun bool) membership.Config {
+func (cfg Config) membership() membership.Config {
 	return membership.Config{
 		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
 		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
 		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
-		Log:    cfg.Log, DryRun: dryRun,
+		Log:    cfg.Log,
 	}
 }
