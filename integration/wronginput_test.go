@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +50,7 @@ func TestWrongInput(t *testing.T) {
 		{"BadDomain", "", "jiji-node run --domain my..mesh", typedWrong, `--domain|"my..mesh"|want labels`},
 		{"BadName", "", "jiji-node run --name ...", typedWrong, `"..."|letter or digit`},
 		{"NoHostName", "echo >/proc/sys/kernel/hostname", "jiji-node run", typedWrong, "no host name|--name"},
+		{"HostNameWithoutLetters", "echo 服务器 >/proc/sys/kernel/hostname", "jiji-node run", typedWrong, `"服务器"|letter or digit|this machine's host name|--name`},
 		{"BadEndpoint", "", "jiji-node run --endpoint web1:51820", typedWrong, `--endpoint: "web1:51820"|want IP or IP:PORT`},
 		{"EndpointInTheMesh", "", "jiji-node run --endpoint 10.210.0.9", typedWrong, "10.210.0.9:51820|lies inside the mesh"},
 
@@ -95,7 +95,7 @@ func TestWrongInput(t *testing.T) {
 		{"CorruptRegistry", "jiji-node init; head -c 20000 /dev/urandom >/var/lib/jiji/registry.db", "jiji-node run", refused, "/var/lib/jiji/registry.db|damaged|move it away"},
 		{"StateIsReadOnly", "jiji-node init; mount --bind /var/lib/jiji /var/lib/jiji; mount -o remount,bind,ro /var/lib/jiji", "jiji-node run", refused, "/var/lib/jiji/lock: read-only file system"},
 		{"RuntimeDirectoryIsReadOnly", "mkdir /run/jiji; mount -t tmpfs -o ro none /run/jiji", "jiji-node run", refused, "/run/jiji/node.sock|read-only file system"},
-		{"DiskIsFull", "mkdir -m 700 /var/lib/jiji; mount -t tmpfs -o size=1m none /var/lib/jiji; jiji-node init; cat /dev/zero >/var/lib/jiji/fill", "jiji-node run", refused, "/var/lib/jiji/|no space left on device"},
+		{"DiskIsFull", "mkdir -m 700 /var/lib/jiji; mount -t tmpfs -o mode=700,size=1m none /var/lib/jiji; jiji-node init; cat /dev/zero >/var/lib/jiji/fill", "jiji-node run", refused, "/var/lib/jiji/|no space left on device"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -113,6 +113,7 @@ func TestWrongInput(t *testing.T) {
 	t.Run("SecondInstance", secondInstance)
 	t.Run("DiskFillsUp", diskFillsUp)
 	t.Run("DiskIsFullOfAKnownNode", diskIsFullOfAKnownNode)
+	t.Run("StateDirectoryOfAll", stateDirectoryOfAll)
 	t.Run("NoIPv6", noIPv6)
 	t.Run("UnknownVariable", unknownVariable)
 	t.Run("NetworkDisabled", networkDisabled)
@@ -342,7 +343,7 @@ func diskFillsUp(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.Run("mkdir", "-m", "700", "/var/lib/jiji")
-	s.Run("mount", "-t", "tmpfs", "-o", "size=4k", "none", "/var/lib/jiji")
+	s.Run("mount", "-t", "tmpfs", "-o", "mode=700,size=4k", "none", "/var/lib/jiji")
 	key := ""
 	for _, size := range []string{"4k", "8k", "12k", "16k", "24k", "40k", "64k"} {
 		s.Run("mount", "-o", "remount,size="+size, "/var/lib/jiji")
@@ -376,13 +377,10 @@ func diskFillsUp(t *testing.T) {
 // so, and refuses what it could not keep. Down takes all of it off the host.
 func diskIsFullOfAKnownNode(t *testing.T) {
 	t.Parallel()
-	host := func(s *lab.Server) string { // without the times of directories
-		return regexp.MustCompile(`(?m)^(/etc\S* d\S* ).*`).ReplaceAllString(hostState(s), "$1")
-	}
 	s := newServer(t)
 	s.Run("mkdir", "-m", "700", "/var/lib/jiji")
-	s.Run("mount", "-t", "tmpfs", "-o", "size=2m", "none", "/var/lib/jiji")
-	before := host(s)
+	s.Run("mount", "-t", "tmpfs", "-o", "mode=700,size=2m", "none", "/var/lib/jiji")
+	before := wholeState(s)
 	s.Run("sh", "-c", initAs("web2", "--index 1")+"; jiji-node init; jiji-node server add /run/web2.json")
 	node := s.Start("run")
 	node.WaitReady()
@@ -415,9 +413,7 @@ func diskIsFullOfAKnownNode(t *testing.T) {
 	}
 	node.Kill9()
 	s.Run("jiji-node", "down")
-	if diff := difference(before, host(s)); diff != "" {
-		t.Errorf("left on the host:\n%s", diff)
-	}
+	sameState(t, "down on a full disk", before, wholeState(s))
 	s.Run("rm", "/var/lib/jiji/fill")
 	node = s.Start("run")
 	node.WaitReady()
@@ -425,6 +421,26 @@ func diskIsFullOfAKnownNode(t *testing.T) {
 	if st := status(t, s); len(st.Warnings) != 0 {
 		t.Errorf("warnings %q", st.Warnings)
 	}
+	node.Stop()
+}
+
+// A volume of an orchestrator may be open to all: the node runs, and says so.
+func stateDirectoryOfAll(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Run("sh", "-c", "mkdir /var/lib/jiji; chmod 777 /var/lib/jiji")
+	const want = "state directory /var/lib/jiji has mode 0777, so others than its owner can replace what is in it, the private key too: chmod go-w /var/lib/jiji"
+	if out := s.Run("jiji-node", "run", "--check"); !strings.Contains(out, want) {
+		t.Errorf("run --check:\n%s", out)
+	}
+	s.Setenv("WATCHDOG_USEC", "often")
+	node := s.Start("run")
+	node.WaitReady()
+	if st := status(t, s); len(st.Warnings) != 1 || st.Warnings[0] != want {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	node.WaitLog("watchdog's interval cannot be read", 5*time.Second)
+	s.Run("chmod", "700", "/var/lib/jiji")
 	node.Stop()
 }
 

@@ -64,6 +64,9 @@ func survey(cfg Config, members *membership.Membership, own int) (problems []hos
 		return nil, 0, fmt.Errorf("observe this machine: %w", err)
 	}
 	problems = host.Check(facts, want)
+	if err := statefile.CheckDir(cfg.StateDir); err != nil { // an orchestrator's volume may be like that
+		problems = append(problems, host.Problem{Kind: kindState, Text: fmt.Sprintf("state directory %v", err), Degraded: true})
+	}
 	mtu, err = host.MTU(facts.Uplinks(), ipv6Endpoints(servers), cfg.MTU)
 	if err != nil {
 		problems = append(problems, host.Problem{Kind: kindMTU, Text: err.Error()})

@@ -224,6 +224,7 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 	if !known {
 		self = topology.Server{Key: m.key.Public(), ManagementIP: ipplan.Management(m.key.Public())}
 	}
+	hint := ""
 	if e.Name == "" && self.Hostname == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -232,12 +233,12 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 		if host == "" {
 			return t, usage.Errorf("this machine has no host name: choose one for the server with --name")
 		}
-		e.Name = host
+		e.Name, hint = host, ", which is this machine's host name: choose one for the server with --name"
 	}
 	if e.Name != "" && e.Name != self.Hostname {
 		id, err := ipplan.ServerID(e.Name, func(id string) bool { return idTaken(t, id, self.Key) })
 		if err != nil {
-			return t, usage.Mark(err)
+			return t, usage.Errorf("%w%s", err, hint)
 		}
 		self.ID, self.Hostname = id, e.Name
 	}
