@@ -176,7 +176,7 @@ func (t *table) triggers() string {
 		{"insert", "INSERT", "1", into("NEW", "insert", "0")},
 		{"delete", "DELETE", "1", into("OLD", "delete", "0")},
 		{"update", "UPDATE", "NOT (" + moved + ") AND (" + mask + ") <> 0", into("NEW", "update", mask)},
-		{"move", "UPDATE", moved, into("OLD", "delete", "0") + into("NEW", "insert", "0")},
+		{"move", "UPDATE", moved, into("OLD", "leave", "0") + into("NEW", "arrive", "0")},
 	} {
 		name := quote("__corrotest_" + trigger.name + "_" + t.name)
 		fmt.Fprintf(&b, "DROP TRIGGER IF EXISTS %s;\nCREATE TEMP TRIGGER %s AFTER %s ON main.%s WHEN %s BEGIN\n%sEND;\n",

@@ -157,6 +157,7 @@ func (s *store) takeLog() ([]logEntry, error) {
 func (s *store) record(log []logEntry, v int64) (order []rowName, touched map[rowName]*rowClock) {
 	touched = map[rowName]*rowClock{}
 	seq := int64(0)
+	var left map[string]clock // the cells of the row that a "leave" was about
 	for _, e := range log {
 		name := rowName{e.table.name, string(pack(e.key))}
 		r := touched[name]
@@ -173,13 +174,21 @@ func (s *store) record(log []logEntry, v int64) (order []rowName, touched map[ro
 			r.cells[cid] = clock{colVersion, v, seq, s.site}
 			seq++
 		}
-		alive := r.cl%2 == 1
-		switch {
-		case e.op == "delete" && alive:
-			r.cl++
-			clear(r.cells)
-			write(sentinel, r.cl)
-		case e.op == "insert" && !alive:
+		remove := func() {
+			if r.cl%2 == 1 {
+				r.cl++
+				clear(r.cells)
+				write(sentinel, r.cl)
+			}
+		}
+		switch e.op {
+		case "delete":
+			remove()
+		case "leave": // the row goes on under another key, and so do its counts
+			left = maps.Clone(r.cells)
+			remove()
+		case "insert":
+			remove() // there is one to remove with INSERT OR REPLACE
 			r.cl++
 			if r.cl > 1 || len(e.table.cells) == 0 {
 				write(sentinel, r.cl)
@@ -187,9 +196,16 @@ func (s *store) record(log []logEntry, v int64) (order []rowName, touched map[ro
 			for _, c := range e.table.cells {
 				write(c, 1)
 			}
-		case e.op != "delete":
+		case "arrive":
+			remove()
+			r.cl++
+			write(sentinel, r.cl)
+			for _, c := range e.table.cells {
+				write(c, left[c].colVersion+1)
+			}
+		case "update":
 			for i, c := range e.table.cells {
-				if e.op == "insert" || e.mask&(1<<i) != 0 {
+				if e.mask&(1<<i) != 0 {
 					write(c, r.cells[c].colVersion+1)
 				}
 			}
