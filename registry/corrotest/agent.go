@@ -329,12 +329,6 @@ func (a *Agent) remove(s *subscription) {
 	}
 }
 
-func (s *subscription) purge(keep int) {
-	if n := len(s.history); n > keep {
-		s.history = append([]pastChange(nil), s.history[n-keep:]...)
-	}
-}
-
 // allowed says whether r may pass, by its token and the endpoint it asks for.
 func (a *Agent) allowed(r *http.Request) int {
 	a.mu.Lock()

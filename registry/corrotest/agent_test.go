@@ -145,7 +145,7 @@ func tryOpen(t *testing.T, a *Agent, method, path, body string) (*lines, error) 
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer t0ken")
-	response, err := http.DefaultClient.Do(r)
+	response, err := client().Do(r)
 	if err != nil {
 		return nil, err
 	}
@@ -240,3 +240,9 @@ func mustWrite(t *testing.T, a *Agent, statements ...string) {
 }
 
 func insert(i int) string { return fmt.Sprintf("INSERT INTO services (name) VALUES ('n%d')", i) }
+
+// client makes a connection for each request: one kept from before a restart
+// would break the first request after it.
+func client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+}

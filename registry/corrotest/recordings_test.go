@@ -103,7 +103,7 @@ func (p *replay) send(x exchange) (*http.Response, error) {
 	for k, v := range x.Request.Headers {
 		r.Header.Set(k, v)
 	}
-	return http.DefaultClient.Do(r)
+	return client().Do(r)
 }
 
 // check compares the head of an answer with what was recorded.
@@ -340,7 +340,7 @@ func write(a *Agent, statements ...string) error {
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer t0ken")
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := client().Do(r)
 	if err != nil {
 		return err
 	}

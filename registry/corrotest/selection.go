@@ -22,6 +22,9 @@ func (t token) is(words ...string) bool {
 func (t token) name() string {
 	switch c := t.text[0]; {
 	case c == '"' || c == '`' || c == '[':
+		if len(t.text) < 2 {
+			return ""
+		}
 		return strings.ReplaceAll(t.text[1:len(t.text)-1], `""`, `"`)
 	case wordByte(c) && (c < '0' || c > '9'):
 		return t.text

@@ -293,24 +293,24 @@ func (s *store) execute(st statement) (int64, error) {
 }
 
 // bindAll binds the parameters of st, which have to be as many as there are.
-func (p *stmt) bindAll(st statement) error {
+func (s *stmt) bindAll(st statement) error {
 	if st.named != nil {
 		for _, n := range st.named {
-			at := p.parameter(n.name)
+			at := s.parameter(n.name)
 			if at == 0 {
 				return fmt.Errorf("Invalid parameter name: %s", n.name) //lint:ignore ST1005 the agent's words
 			}
-			if err := p.bind(at, n.value); err != nil {
+			if err := s.bind(at, n.value); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	if want := p.parameters(); len(st.args) != want {
+	if want := s.parameters(); len(st.args) != want {
 		return fmt.Errorf("Wrong number of parameters passed to query. Got %d, needed %d", len(st.args), want) //lint:ignore ST1005 the agent's words
 	}
 	for i, v := range st.args {
-		if err := p.bind(i+1, v); err != nil {
+		if err := s.bind(i+1, v); err != nil {
 			return err
 		}
 	}

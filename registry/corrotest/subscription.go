@@ -286,6 +286,13 @@ func (sub *subscription) catchUp(from int64, skipRows bool) (lines [][]byte, end
 	return append(lines, eoqEvent(&sub.lastID)), false
 }
 
+// purge forgets the changes but for the newest keep.
+func (sub *subscription) purge(keep int) {
+	if n := len(sub.history); n > keep {
+		sub.history = append([]pastChange(nil), sub.history[n-keep:]...)
+	}
+}
+
 // A tableUpdates is what /v1/updates of one table has: an ID and the keys to
 // tell.
 type tableUpdates struct {
