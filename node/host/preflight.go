@@ -44,12 +44,12 @@ type Want struct {
 	DNSPort     uint16       // UDP and TCP; 0: none
 	Cluster     netip.Prefix // zero: not known yet
 	Subnet      netip.Prefix // this server's /24; zero: none yet
-	Ports       []Port       // what else has to be free
+	Ports       []Port       // what else should be free; the node runs without, until it is
 	Socket      string       // path of the control socket; "": none
 	Own         int          // process of this very node, which runs already: what it and its children hold is no obstacle; 0: none
 }
 
-// A Port is one that has to be free, on an address that need not be there yet.
+// A Port is one that should be free, on an address that need not be there yet.
 type Port struct {
 	Proto string // "udp" or "tcp"
 	Addr  netip.AddrPort
@@ -224,6 +224,15 @@ func (c *checker) purpose(b Bind) (name, choose string) {
 	return b.port(), ", or choose another port with --dns-port"
 }
 
+// portProblem is how to say that b cannot be had. A node runs without the other
+// ports, and takes them as soon as they are free.
+func (c *checker) portProblem(b Bind) func(k Kind, format string, args ...any) {
+	if slices.ContainsFunc(c.Want.Ports, func(p Port) bool { return p.Proto == b.Proto && p.Addr == b.Local }) {
+		return c.warn
+	}
+	return c.refuse
+}
+
 func (c *checker) checkBinds() {
 	said := map[string]bool{} // IPv4 and IPv6 of one port are one problem, if of one owner
 	var denied []string
@@ -238,12 +247,12 @@ func (c *checker) checkBinds() {
 			}
 			if text := b.port() + owner; !said[text] && !c.accounted(owner) {
 				said[text] = true
-				c.refuse(KindPort, "%s is taken by %s%s, expected free: stop what holds it%s", name, owner, at, choose)
+				c.portProblem(b)(KindPort, "%s is taken by %s%s, expected free: stop what holds it%s", name, owner, at, choose)
 			}
 		case errors.Is(b.Err, fs.ErrPermission) && c.can(capNetBindService):
 			if !said[b.port()] {
 				said[b.port()] = true
-				c.refuse(KindPort, "%s cannot be listened on though CAP_NET_BIND_SERVICE is there: %v: expected that nothing forbids it: look for a rule of SELinux or AppArmor%s", name, b.Err, choose)
+				c.portProblem(b)(KindPort, "%s cannot be listened on though CAP_NET_BIND_SERVICE is there: %v: expected that nothing forbids it: look for a rule of SELinux or AppArmor%s", name, b.Err, choose)
 			}
 		case errors.Is(b.Err, fs.ErrPermission):
 			if !slices.Contains(denied, name) {
