@@ -191,7 +191,7 @@ func TestCheckMorePorts(t *testing.T) {
 		{name: "both protocols", binds: []Bind{{"tcp", control, busy}, {"udp", control, busy}},
 			want: []finding{{KindPort, "degraded|8786/tcp on fdcc::1 (node-to-node control) is taken by somebody"}, {KindPort, "degraded|8786/udp on fdcc::1"}}},
 		{name: "our name beside another's", binds: []Bind{{"tcp", at("10.210.1.1:53"), busy}, {"tcp", api, busy}}, sockets: []Socket{nginx},
-			want: []finding{{KindPort, "degraded|port 53/tcp on 10.210.1.1 is taken by somebody|with --dns-port"}, {KindPort, "degraded|(Corrosion API)"}}},
+			want: []finding{{KindPort, "port 53/tcp on 10.210.1.1 is taken by somebody|with --dns-port"}, {KindPort, "degraded|(Corrosion API)"}}},
 		{name: "forbidden", binds: []Bind{{"tcp", api, syscall.EACCES}},
 			want: []finding{{KindPort, "degraded|port 8080/tcp on 127.0.0.1 (Corrosion API) cannot be listened on though|SELinux or AppArmor, or choose another port with --api-port"}}},
 		{name: "no IPv6", binds: []Bind{{"tcp", control, syscall.EAFNOSUPPORT}, {"udp", control, syscall.EADDRNOTAVAIL}}},
