@@ -224,11 +224,15 @@ func run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("control socket open", "path", socket.Addr())
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.dns.Run(ctx) })
-	g.Go(func() error { return n.registryLoop(ctx, mode) })
-	g.Go(func() error { return n.monitor.Run(ctx) })
+	carry, stopCarrying := context.WithCancel(context.WithoutCancel(ctx)) // traffic and names, while an agent ends: that takes seconds
+	g.Go(func() error {
+		defer stopCarrying()
+		return n.registryLoop(ctx, mode)
+	})
+	g.Go(func() error { return n.dns.Run(carry) })
+	g.Go(func() error { return n.monitor.Run(carry) })
 	g.Go(func() error { return n.members.Follow(ctx) })
-	g.Go(func() error { return followUpstreams(ctx) })
+	g.Go(func() error { return followUpstreams(carry) })
 	g.Go(func() error { return host.Watch(ctx, n.onHost) })
 	g.Go(func() error { return n.watchFirewall(ctx) })
 	guarding, stop := context.WithCancel(ctx)
