@@ -132,6 +132,22 @@ func TestStatusSaysWhatIsGone(t *testing.T) {
 	warned("the file was removed")
 	sh(web1, "mv /var/lib/gone/* /var/lib/jiji/")
 	warned()
+
+	// Two at once, each on a line of its own: a file that cannot be taken over, and a
+	// route that another program fights over.
+	good := web1.ReadFile(stateFile)
+	replaceFile(t, web1, stateFile, "{")
+	fighter := web1.Spawn("sh", "-c", "while :; do ip route del unreachable 10.210.0.0/16 2>/dev/null; sleep 0.05; done")
+	lab.Eventually(t, 20*time.Second, "the fight is told", func() error {
+		if got := status(t, web1).Warnings; len(got) != 2 {
+			return fmt.Errorf("have %q", got)
+		}
+		return nil
+	})
+	warned("route unreachable 10.210.0.0/16", stateFile+":1:1: unexpected end")
+	fighter.Kill9()
+	replaceFile(t, web1, stateFile, good)
+	warned("route unreachable 10.210.0.0/16") // for some minutes
 	m.waitUp(m.servers...)
 
 	web1.Run("rm", "-r", "/run/jiji")

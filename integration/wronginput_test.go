@@ -50,6 +50,7 @@ func TestWrongInput(t *testing.T) {
 		{"BadDomain", "", "jiji-node run --domain my..mesh", typedWrong, `--domain|"my..mesh"|want labels`},
 		{"BadName", "", "jiji-node run --name ...", typedWrong, `"..."|letter or digit`},
 		{"NoHostName", "echo >/proc/sys/kernel/hostname", "jiji-node run", typedWrong, "no host name|--name"},
+		{"HostNameWithoutLetters", "echo 服务器 >/proc/sys/kernel/hostname", "jiji-node run", typedWrong, `"服务器"|letter or digit|this machine's host name|--name`},
 		{"BadEndpoint", "", "jiji-node run --endpoint web1:51820", typedWrong, `--endpoint: "web1:51820"|want IP or IP:PORT`},
 		{"EndpointInTheMesh", "", "jiji-node run --endpoint 10.210.0.9", typedWrong, "10.210.0.9:51820|lies inside the mesh"},
 
@@ -94,7 +95,7 @@ func TestWrongInput(t *testing.T) {
 		{"CorruptRegistry", "jiji-node init; head -c 20000 /dev/urandom >/var/lib/jiji/registry.db", "jiji-node run", refused, "/var/lib/jiji/registry.db|damaged|move it away"},
 		{"StateIsReadOnly", "jiji-node init; mount --bind /var/lib/jiji /var/lib/jiji; mount -o remount,bind,ro /var/lib/jiji", "jiji-node run", refused, "/var/lib/jiji/lock: read-only file system"},
 		{"RuntimeDirectoryIsReadOnly", "mkdir /run/jiji; mount -t tmpfs -o ro none /run/jiji", "jiji-node run", refused, "/run/jiji/node.sock|read-only file system"},
-		{"DiskIsFull", "mkdir -m 700 /var/lib/jiji; mount -t tmpfs -o size=1m none /var/lib/jiji; jiji-node init; cat /dev/zero >/var/lib/jiji/fill", "jiji-node run", refused, "/var/lib/jiji/|no space left on device"},
+		{"DiskIsFull", "mkdir -m 700 /var/lib/jiji; mount -t tmpfs -o mode=700,size=1m none /var/lib/jiji; jiji-node init; cat /dev/zero >/var/lib/jiji/fill", "jiji-node run", refused, "/var/lib/jiji/|no space left on device"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -111,6 +112,8 @@ func TestWrongInput(t *testing.T) {
 	t.Run("InterfaceOfAnotherProcess", interfaceOfAnotherProcess)
 	t.Run("SecondInstance", secondInstance)
 	t.Run("DiskFillsUp", diskFillsUp)
+	t.Run("DiskIsFullOfAKnownNode", diskIsFullOfAKnownNode)
+	t.Run("StateDirectoryOfAll", stateDirectoryOfAll)
 	t.Run("NoIPv6", noIPv6)
 	t.Run("UnknownVariable", unknownVariable)
 	t.Run("NetworkDisabled", networkDisabled)
@@ -143,7 +146,7 @@ func initAs(name, flags string) string {
 // has all parts of want, and to change nothing on the host.
 func isRefused(t *testing.T, s *lab.Server, code int, want, name string, args ...string) {
 	t.Helper()
-	host, network := hostState(s), networkFile(s)
+	host, state := hostState(s), stateFiles(s)
 	line := oneLine(t, code, func() (string, error) { return s.Try(name, args...) })
 	for part := range strings.SplitSeq(want, "|") {
 		if !strings.Contains(line, part) {
@@ -153,8 +156,8 @@ func isRefused(t *testing.T, s *lab.Server, code int, want, name string, args ..
 	if diff := difference(host, hostState(s)); diff != "" {
 		t.Errorf("changed on the host:\n%s", diff)
 	}
-	if diff := difference(network, networkFile(s)); diff != "" {
-		t.Errorf("changed in %s:\n%s", stateFile, diff)
+	if diff := difference(state, stateFiles(s)); diff != "" {
+		t.Errorf("changed of the state:\n%s", diff)
 	}
 }
 
@@ -190,6 +193,11 @@ func hostState(s *lab.Server) string {
 	return s.Run("sh", "-c", `ip -o addr; ip rule; ip route show table all; ip -6 route show table all
 		grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
 		nft -s list ruleset; find /etc -xdev -printf '%p %M %s %T@\n'; find /run -type s`)
+}
+
+// stateFiles is what nodes keep on their host, and where.
+func stateFiles(s *lab.Server) string {
+	return s.Run("sh", "-c", `find /var/lib -printf '%p %y %m\n'; find /var/lib -type f ! -name fill -exec sha256sum {} +`)
 }
 
 func networkFile(s *lab.Server) string {
@@ -335,7 +343,7 @@ func diskFillsUp(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.Run("mkdir", "-m", "700", "/var/lib/jiji")
-	s.Run("mount", "-t", "tmpfs", "-o", "size=4k", "none", "/var/lib/jiji")
+	s.Run("mount", "-t", "tmpfs", "-o", "mode=700,size=4k", "none", "/var/lib/jiji")
 	key := ""
 	for _, size := range []string{"4k", "8k", "12k", "16k", "24k", "40k", "64k"} {
 		s.Run("mount", "-o", "remount,size="+size, "/var/lib/jiji")
@@ -362,6 +370,77 @@ func diskFillsUp(t *testing.T) {
 	if key == "" || s.ReadFile(keyFile) != key {
 		t.Error("with room, the key is not the one that was stored first")
 	}
+	node.Stop()
+}
+
+// A machine that ran before runs on a full disk, whatever way it was stopped; it says
+// so, and refuses what it could not keep. Down takes all of it off the host.
+func diskIsFullOfAKnownNode(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Run("mkdir", "-m", "700", "/var/lib/jiji")
+	s.Run("mount", "-t", "tmpfs", "-o", "mode=700,size=2m", "none", "/var/lib/jiji")
+	before := wholeState(s)
+	s.Run("sh", "-c", initAs("web2", "--index 1")+"; jiji-node init; jiji-node server add /run/web2.json")
+	node := s.Start("run")
+	node.WaitReady()
+	s.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10")
+	for _, end := range []func(){node.Stop, func() { node.Kill9() }} {
+		end()
+		s.Try("sh", "-c", "cat /dev/zero >/var/lib/jiji/fill")
+		state := stateFiles(s)
+		node = s.Start("run")
+		node.WaitReady()
+		const full = "the disk of /var/lib/jiji is full: services stay as they were registered; free space there and restart jiji-node"
+		st := status(t, s)
+		if len(st.Warnings) != 1 || st.Warnings[0] != full || len(st.Peers) != 1 || st.State != "ready" {
+			t.Errorf("state %s, warnings %q, peers %v", st.State, st.Warnings, st.Peers)
+		}
+		if got := strings.TrimSpace(s.Run("dig", "@10.210.0.1", "+short", "api.jiji")); got != "10.210.0.10" {
+			t.Errorf("api.jiji is %q", got)
+		}
+		isRefused(t, s, refused, "register container: "+full, "jiji-node", "service", "register", "db", "--ip", "10.210.0.11")
+		s.Run("sh", "-c", initAs("web3", "--index 2"))
+		isRefused(t, s, refused, stateFile+"|no space left on device", "jiji-node", "server", "add", "/run/web3.json")
+		if log := node.Log(); strings.Contains(log, "level=ERROR") {
+			t.Errorf("it logged\n%s", log)
+		}
+		for line := range strings.Lines(state) { // the lock names another process
+			if !strings.HasSuffix(line, "/lock\n") && !strings.Contains(stateFiles(s), line) {
+				t.Errorf("changed of the state: %s", line)
+			}
+		}
+	}
+	node.Kill9()
+	s.Run("jiji-node", "down")
+	sameState(t, "down on a full disk", before, wholeState(s))
+	s.Run("rm", "/var/lib/jiji/fill")
+	node = s.Start("run")
+	node.WaitReady()
+	s.Run("jiji-node", "service", "register", "db", "--ip", "10.210.0.11")
+	if st := status(t, s); len(st.Warnings) != 0 {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	node.Stop()
+}
+
+// A volume of an orchestrator may be open to all: the node runs, and says so.
+func stateDirectoryOfAll(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Run("sh", "-c", "mkdir /var/lib/jiji; chmod 777 /var/lib/jiji")
+	const want = "state directory /var/lib/jiji has mode 0777, so others than its owner can replace what is in it, the private key too: chmod go-w /var/lib/jiji"
+	if out := s.Run("jiji-node", "run", "--check"); !strings.Contains(out, want) {
+		t.Errorf("run --check:\n%s", out)
+	}
+	s.Setenv("WATCHDOG_USEC", "often")
+	node := s.Start("run")
+	node.WaitReady()
+	if st := status(t, s); len(st.Warnings) != 1 || st.Warnings[0] != want {
+		t.Errorf("warnings %q", st.Warnings)
+	}
+	node.WaitLog("watchdog's interval cannot be read", 5*time.Second)
+	s.Run("chmod", "700", "/var/lib/jiji")
 	node.Stop()
 }
 

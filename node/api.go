@@ -211,7 +211,7 @@ func (n api) RemoveServer(ctx context.Context, id string, force bool) (control.S
 	}
 	for _, p := range n.peers(n.members.Topology()) {
 		if strings.EqualFold(p.ID, id) && p.State == "up" && !force {
-			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first, or use --force", p.ID)
+			return control.Server{}, usage.Errorf("%s is up: removing it cuts it off; stop its node first (for 30 s after that it still counts as up), or use --force", p.ID)
 		}
 	}
 	if c := n.cluster.Load(); c != nil {

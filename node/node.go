@@ -86,6 +86,8 @@ type Node struct {
 	mtu       atomic.Int32 // of the tunnel
 	underlay  underlay
 	ipv6      bool
+	fresh     bool   // nothing of the host was changed before, as far as is known
+	full      string // why the registry is one to read only; "": it is not
 
 	storeChanged    chan struct{}
 	hostChanged     chan struct{}
@@ -137,7 +139,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
-	n.members, err = membership.Open(cfg.membership(false))
+	leave := lock.Abandon // nothing, while the host is not touched
+	defer func() { leave() }()
+	n.members, err = membership.Open(cfg.membership())
 	if err != nil {
 		return err
 	}
@@ -146,6 +150,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 	undo, err := journal.Open(filepath.Join(cfg.StateDir, journal.FileName))
 	if err != nil {
 		return damaged(err)
+	}
+	if n.fresh = len(undo.Changes()) == 0; n.fresh {
+		leave = func() { n.leaveNothing(undo, lock) }
 	}
 	n.keeper, n.guard.Guard = host.NewKeeper(undo), host.NewGuard(undo)
 	if err := n.preflight(); err != nil {
@@ -160,7 +167,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer socket.Close() // for a start that fails; control.Serve closes it, too
 	n.log.Info("preflight passed")
-	if err := n.members.Save(); err != nil {
+	if err := n.save(); err != nil {
 		return err
 	}
 	self, topo := n.members.Self(), n.members.Topology()
@@ -169,10 +176,11 @@ func run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("plan ready", "cluster", topo.Cluster, "subnet", self.Subnet, "wireguard_ip", self.WireGuardIP,
 		"management_ip", self.ManagementIP, "servers", len(members(topo)), "topology", source)
 
-	store, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(cfg.StateDir, registryFile), ServerID: self.ID, Log: n.log})
+	store, err := n.openRegistry(ctx, self.ID)
 	if err != nil {
 		return n.unlessStopped(ctx, err)
 	}
+	defer closing(&err, "remove copy of registry", n.removeCopy)
 	defer closing(&err, "close registry", store.Close)
 	n.local = store
 	if err := n.adopt(ctx, store, topo); err != nil {
@@ -184,6 +192,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 	}
 	n.log.Info("registry open", "mode", mode.Mode, "containers", store.Snapshot().Len())
 
+	leave = func() {}
 	if err := n.failClosed(); err != nil {
 		return err
 	}

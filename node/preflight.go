@@ -64,6 +64,9 @@ func survey(cfg Config, members *membership.Membership, own int) (problems []hos
 		return nil, 0, fmt.Errorf("observe this machine: %w", err)
 	}
 	problems = host.Check(facts, want)
+	if err := statefile.CheckDir(cfg.StateDir); err != nil { // an orchestrator's volume may be like that
+		problems = append(problems, host.Problem{Kind: kindState, Text: fmt.Sprintf("state directory %v", err), Degraded: true})
+	}
 	mtu, err = host.MTU(facts.Uplinks(), ipv6Endpoints(servers), cfg.MTU)
 	if err != nil {
 		problems = append(problems, host.Problem{Kind: kindMTU, Text: err.Error()})
@@ -96,7 +99,7 @@ func Check(cfg Config) (Readiness, error) {
 	running, err := statefile.Holder(cfg.StateDir)
 	if err == nil {
 		r.Running = running
-		members, err = membership.Open(cfg.membership(true))
+		members, err = membership.Open(cfg.membership())
 	}
 	if err != nil {
 		fault(err)
@@ -125,11 +128,11 @@ func Check(cfg Config) (Readiness, error) {
 }
 
 // membership is what package membership has to know of cfg.
-func (cfg Config) membership(dryRun bool) membership.Config {
+func (cfg Config) membership() membership.Config {
 	return membership.Config{
 		Dir: cfg.StateDir, NetworkFile: cfg.NetworkFile,
 		Name: cfg.Name, Endpoints: cfg.Endpoints, Cluster: cfg.Cluster, Domain: cfg.Domain,
 		Detect: func() []netip.AddrPort { return DetectEndpoints(cfg.ListenPort, cfg.Cluster) },
-		Log:    cfg.Log, DryRun: dryRun,
+		Log:    cfg.Log,
 	}
 }

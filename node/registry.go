@@ -50,9 +50,9 @@ type use struct {
 // store is the catalog.
 func (n *Node) store() registry.Store {
 	if c := n.cluster.Load(); c != nil {
-		return c.store
+		return n.unlessFull(c.store)
 	}
-	return n.local
+	return n.unlessFull(n.local)
 }
 
 // registryMode is what the configuration says, else what `registry use` chose.
@@ -86,15 +86,13 @@ func StoreMode(ctx context.Context, local *embedded.Store, mode control.Registry
 
 // UseRegistry keeps the choice where no node runs.
 func UseRegistry(ctx context.Context, stateDir string, m *membership.Membership, mode control.RegistryMode) (err error) {
-	local, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(stateDir, registryFile), ServerID: m.Self().ID})
+	local, err := embedded.Open(ctx, embedded.Config{Path: filepath.Join(stateDir, registryName), ServerID: m.Self().ID})
 	if err != nil {
 		return err
 	}
 	defer closing(&err, "close registry", local.Close)
 	return StoreMode(ctx, local, mode)
 }
-
-const registryFile = "registry.db"
 
 // registryLoop runs the registry of the mode, and another one when told.
 func (n *Node) registryLoop(ctx context.Context, mode control.RegistryMode) error {

@@ -34,10 +34,11 @@ func (a *app) offline(cfg membership.Config, do func(*membership.Membership) err
 	defer lock.Close()
 	cfg.Dir, cfg.Log = a.stateDir, a.log
 	m, err := membership.Open(cfg)
-	if err != nil {
-		return err
+	if err == nil {
+		err = do(m)
 	}
-	if err := do(m); err != nil {
+	if err != nil {
+		lock.Abandon()
 		return err
 	}
 	return m.Save()
@@ -182,6 +183,7 @@ func (a *app) importKey(file string) error {
 	}
 	defer lock.Close()
 	if _, err := identity.Import(a.stateDir, file); err != nil {
+		lock.Abandon()
 		return usage.Mark(err)
 	}
 	return nil

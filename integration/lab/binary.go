@@ -41,7 +41,7 @@ func must(tb TB) func(string, error) string {
 }
 
 var nodeBinary = sync.OnceValues(func() (string, error) {
-	target, err := binaryPath(nodeProgram)
+	target, err := binaryPath(programs, nodeProgram)
 	if err != nil {
 		return "", err
 	}
@@ -55,27 +55,46 @@ var nodeBinary = sync.OnceValues(func() (string, error) {
 		}
 		return target, os.Symlink(abs, target)
 	}
-	if os.Getenv("JIJI_LAB_RACE") == "1" {
+	if raceBuilt() {
 		return target, build(target, "./cmd/jiji-node", "CGO_ENABLED=1", "-race")
 	}
 	return target, build(target, "./cmd/jiji-node", "CGO_ENABLED=0")
 })
 
+// plainBinary is jiji-node without the race detector, beside the one that has it.
+var plainBinary = sync.OnceValues(func() (string, error) {
+	target, err := binaryPath(plainPrograms, nodeProgram)
+	if err != nil {
+		return "", err
+	}
+	return target, build(target, "./cmd/jiji-node", "CGO_ENABLED=0")
+})
+
+func raceBuilt() bool {
+	return os.Getenv("JIJI_LAB_RACE") == "1" && os.Getenv("JIJI_NODE_BINARY") == ""
+}
+
 var stockBinary = sync.OnceValues(func() (string, error) {
-	target, err := binaryPath("wireguard-go")
+	target, err := binaryPath(programs, "wireguard-go")
 	if err != nil {
 		return "", err
 	}
 	return target, build(target, stockModule, "CGO_ENABLED=0")
 })
 
+// Directories of binaries, one of which is in the PATH of a lab's hosts.
+const (
+	programs      = "bin"
+	plainPrograms = "bin-plain"
+)
+
 // binaryPath returns where a binary for the labs of this process belongs.
-func binaryPath(name string) (string, error) {
+func binaryPath(kind, name string) (string, error) {
 	dir, err := workdir()
 	if err != nil {
 		return "", err
 	}
-	dir = filepath.Join(dir, "bin")
+	dir = filepath.Join(dir, kind)
 	return filepath.Join(dir, name), os.MkdirAll(dir, 0o755)
 }
 

@@ -297,7 +297,7 @@ func (h *Host) command(ctx context.Context, name string, args []string) (*exec.C
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	cmd.Env = append([]string{
-		"PATH=" + filepath.Join(dir, "bin") + ":" + systemPath,
+		"PATH=" + filepath.Join(dir, h.lab.programs()) + ":" + systemPath,
 		"HOME=/root",
 		"LANG=C.UTF-8",
 	}, h.env...)
@@ -307,7 +307,7 @@ func (h *Host) command(ctx context.Context, name string, args []string) (*exec.C
 // lookPath finds a program as the host would: programs are this machine's.
 func (h *Host) lookPath(name string) (string, error) {
 	if name == nodeProgram {
-		return nodeBinary()
+		return h.lab.nodeBinary()
 	}
 	if filepath.IsAbs(name) {
 		return name, nil

@@ -20,6 +20,7 @@ type Lab struct {
 	tb    TB
 	dir   string // of the artifacts; removed when the test passes
 	world *Host
+	plain bool // jiji-node is the one without the race detector
 
 	sockets atomic.Int64 // numbers the notify sockets
 
@@ -66,6 +67,31 @@ func New(tb TB) *Lab {
 		}
 	}
 	return l
+}
+
+// Plain has the lab's hosts run jiji-node as users do, without the race detector,
+// whatever JIJI_LAB_RACE says: for what has to be done within a time. It is for a lab
+// that runs nothing yet.
+func (l *Lab) Plain() {
+	l.tb.Helper()
+	if l.plain = raceBuilt(); l.plain {
+		must(l.tb)(plainBinary())
+	}
+}
+
+func (l *Lab) nodeBinary() (string, error) {
+	if l.plain {
+		return plainBinary()
+	}
+	return nodeBinary()
+}
+
+// programs is the directory of the binaries that the lab's hosts run.
+func (l *Lab) programs() string {
+	if l.plain {
+		return plainPrograms
+	}
+	return programs
 }
 
 func unfit(tb TB, reason string) {

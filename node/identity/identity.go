@@ -45,16 +45,6 @@ func Load(dir string) (wgkey.Private, error) {
 	return key, nil
 }
 
-// LoadOrCreate is Load, but makes dir and a key in it where there is none. Of
-// several processes at it at once one creates the key and all return it.
-func LoadOrCreate(dir string) (key wgkey.Private, created bool, err error) {
-	key, err = Load(dir)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, false, err
-	}
-	return create(dir, wgkey.NewPrivate())
-}
-
 // Import takes over the private key of a wg-quick file. It never replaces
 // another key; where dir has the same one already it does nothing.
 func Import(dir, wgQuickFile string) (wgkey.Private, error) {
@@ -68,7 +58,7 @@ func Import(dir, wgQuickFile string) (wgkey.Private, error) {
 	}
 	key, err := Load(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		key, _, err = create(dir, conf.PrivateKey)
+		key, _, err = Create(dir, conf.PrivateKey)
 	}
 	if err != nil {
 		return wgkey.Private{}, err
@@ -80,12 +70,14 @@ func Import(dir, wgQuickFile string) (wgkey.Private, error) {
 	return key, nil
 }
 
-// create stores key and returns it, or the one that another process was first with.
-func create(dir string, key wgkey.Private) (wgkey.Private, bool, error) {
+// Create makes dir, stores key in it and returns it. Where there is a key
+// already, it returns that one: of several processes at it at once one creates
+// the key and all return it.
+func Create(dir string, key wgkey.Private) (stored wgkey.Private, created bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return wgkey.Private{}, false, fmt.Errorf("make state directory: %w", err)
 	}
-	err := statefile.Create(filepath.Join(dir, FileName), []byte(key.Base64()+"\n"), 0o600)
+	err = statefile.Create(filepath.Join(dir, FileName), []byte(key.Base64()+"\n"), 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		key, err = Load(dir)
 		return key, false, err

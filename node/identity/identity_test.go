@@ -21,12 +21,21 @@ func TestMain(m *testing.M) {
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	key, _, err := LoadOrCreate(dir)
+	key, _, err := loadOrCreate(dir)
 	if err != nil {
 		os.Stdout.WriteString(err.Error())
 		os.Exit(1)
 	}
 	os.Stdout.WriteString(key.Public().String())
+}
+
+// loadOrCreate is what a node does, at once.
+func loadOrCreate(dir string) (key wgkey.Private, created bool, err error) {
+	key, err = Load(dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, false, err
+	}
+	return Create(dir, wgkey.NewPrivate())
 }
 
 func TestLoadOrCreate(t *testing.T) {
@@ -35,11 +44,11 @@ func TestLoadOrCreate(t *testing.T) {
 	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("Load without a key: %v", err)
 	}
-	key, created, err := LoadOrCreate(dir)
+	key, created, err := loadOrCreate(dir)
 	if err != nil || !created {
 		t.Fatalf("first time: created %v, %v", created, err)
 	}
-	again, created, err := LoadOrCreate(dir)
+	again, created, err := loadOrCreate(dir)
 	if err != nil || created || again != key {
 		t.Errorf("second time: created %v, %v, the same key %v", created, err, again == key)
 	}
@@ -131,7 +140,7 @@ func TestLoadRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			before, _ := os.Lstat(path)
-			got, created, err := LoadOrCreate(dir)
+			got, created, err := loadOrCreate(dir)
 			if after, err := os.Lstat(path); err != nil || created || !os.SameFile(before, after) {
 				t.Errorf("the file was replaced: %v", err)
 			}
@@ -176,12 +185,12 @@ func TestImport(t *testing.T) {
 			t.Fatalf("%s time: %v, the right key %v", when, err, got == key)
 		}
 	}
-	if got, created, err := LoadOrCreate(dir); err != nil || created || got != key {
+	if got, created, err := loadOrCreate(dir); err != nil || created || got != key {
 		t.Errorf("afterwards: %v, the right key %v", err, got == key)
 	}
 
 	other := t.TempDir()
-	own, _, err := LoadOrCreate(other)
+	own, _, err := loadOrCreate(other)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,10 +41,6 @@ type Config struct {
 	Cluster netip.Prefix // must be the topology's if there is one; default: 10.210.0.0/16
 	Domain  string       // likewise; default: jiji
 	Log     *slog.Logger // required
-
-	// DryRun makes and writes nothing: where there is no key, one is made up.
-	// Neither Save nor any change may follow.
-	DryRun bool
 }
 
 // A Membership is open for one process at a time. Its methods may be called
@@ -52,7 +48,8 @@ type Config struct {
 type Membership struct {
 	cfg     Config
 	key     wgkey.Private
-	created bool
+	created bool // key was made by Open
+	known   bool // the state directory had a topology, and the key
 	changed chan struct{}
 
 	mu      sync.Mutex // serialises changes of topo and of the file
@@ -60,8 +57,9 @@ type Membership struct {
 	problem atomic.Pointer[string] // why the newest content of the file is not in force
 }
 
-// Open reads key and topology, or makes them for a new machine. The topology
-// is written by Save only, so that a start that is refused leaves none behind.
+// Open reads key and topology, or makes them for a new machine. It writes
+// neither: that is for Save and for changes, so that a start that is refused
+// leaves nothing behind.
 func Open(cfg Config) (*Membership, error) {
 	key, created, err := loadKey(cfg)
 	if err != nil {
@@ -73,6 +71,7 @@ func Open(cfg Config) (*Membership, error) {
 	if err != nil && !fresh {
 		return nil, usage.Mark(err)
 	}
+	m.known = !fresh && !created
 	if cfg.NetworkFile != "" {
 		given, err := topology.Load(cfg.NetworkFile)
 		if err != nil {
@@ -80,6 +79,9 @@ func Open(cfg Config) (*Membership, error) {
 				err = fmt.Errorf("%w (named by --network)", err)
 			}
 			return nil, usage.Mark(err)
+		}
+		if created {
+			return nil, usage.Errorf("%s: has no server with this machine's public key, for there is none yet in %s; add the entry that `jiji-node init` prints", cfg.NetworkFile, cfg.Dir)
 		}
 		if _, ok := given.Self(key.Public()); !ok {
 			return nil, usage.Errorf("%s: has no server with this machine's public key %s; add the entry that `jiji-node init` prints", cfg.NetworkFile, key.Public())
@@ -115,17 +117,11 @@ func Open(cfg Config) (*Membership, error) {
 	return m, nil
 }
 
-// loadKey reads this machine's key, or makes it.
+// loadKey reads this machine's key, or makes one up.
 func loadKey(cfg Config) (key wgkey.Private, created bool, err error) {
-	if !cfg.DryRun {
-		return identity.LoadOrCreate(cfg.Dir)
-	}
 	key, err = identity.Load(cfg.Dir)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, false, err
-	}
-	if cfg.NetworkFile != "" {
-		return key, false, fmt.Errorf("%s: has no server with this machine's public key, for there is none yet in %s; add the entry that `jiji-node init` prints", cfg.NetworkFile, cfg.Dir)
 	}
 	return wgkey.NewPrivate(), true, nil
 }
@@ -169,20 +165,39 @@ func (m *Membership) Problem() string {
 	return ""
 }
 
+// Known reports whether key and topology were there when Open read them, so
+// that a start can do without Save.
+func (m *Membership) Known() bool { return m.known }
+
 // Changed receives after each change of the topology; it has one consumer.
 func (m *Membership) Changed() <-chan struct{} { return m.changed }
 
-// Save writes the topology to the state directory.
+// Save writes key and topology to the state directory, where they are not there
+// already.
 func (m *Membership) Save() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return topology.Save(m.path(), *m.topo.Load())
+	return m.save(*m.topo.Load())
+}
+
+// save writes the key, if it is new, and t; m.mu is held.
+func (m *Membership) save(t topology.Topology) error {
+	if m.created {
+		key, _, err := identity.Create(m.cfg.Dir, m.key)
+		if err != nil {
+			return err
+		}
+		if key != m.key {
+			return fmt.Errorf("store private key: another process has just put one into %s: try again", m.cfg.Dir)
+		}
+	}
+	return topology.Save(m.path(), t)
 }
 
 // set saves t and puts it in force; m.mu is held.
 func (m *Membership) set(t topology.Topology) error {
 	t.UpdatedAt = now()
-	if err := topology.Save(m.path(), t); err != nil {
+	if err := m.save(t); err != nil {
 		return err
 	}
 	m.topo.Store(&t)
@@ -209,6 +224,7 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 	if !known {
 		self = topology.Server{Key: m.key.Public(), ManagementIP: ipplan.Management(m.key.Public())}
 	}
+	hint := ""
 	if e.Name == "" && self.Hostname == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -217,12 +233,12 @@ func (m *Membership) withSelf(t topology.Topology, e Entry) (topology.Topology, 
 		if host == "" {
 			return t, usage.Errorf("this machine has no host name: choose one for the server with --name")
 		}
-		e.Name = host
+		e.Name, hint = host, ", which is this machine's host name: choose one for the server with --name"
 	}
 	if e.Name != "" && e.Name != self.Hostname {
 		id, err := ipplan.ServerID(e.Name, func(id string) bool { return idTaken(t, id, self.Key) })
 		if err != nil {
-			return t, usage.Mark(err)
+			return t, usage.Errorf("%w%s", err, hint)
 		}
 		self.ID, self.Hostname = id, e.Name
 	}

@@ -280,33 +280,49 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-func TestDryRunTouchesNothing(t *testing.T) {
+func TestOpenTouchesNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	dry := func(c *Config) { c.DryRun = true }
-	m, err := open(t, dir, dry)
+	m, err := open(t, dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, created := m.Key(); !created || m.Self().Subnet.String() != "10.210.0.0/24" {
+	key, created := m.Key()
+	if !created || m.Known() || m.Self().Subnet.String() != "10.210.0.0/24" {
 		t.Errorf("self %+v", m.Self())
 	}
-	if _, err := open(t, dir, func(c *Config) { dry(c); c.NetworkFile = filepath.Join(t.TempDir(), "network.json") }); !usage.Is(err) || !strings.Contains(err.Error(), "`jiji-node init`") {
+	others, _ := machine(t, "web2", 1)
+	if _, err := open(t, dir, func(c *Config) { c.NetworkFile = others.path() }); !usage.Is(err) || !strings.Contains(err.Error(), "`jiji-node init`") {
 		t.Errorf("somebody else's topology, and no key: %v", err)
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the state directory was made: %v", err)
 	}
 
-	real, err := open(t, dir, nil)
+	if err := m.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = open(t, dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if again, created := m.Key(); again != key || created || !m.Known() {
+		t.Errorf("another key than the one that was saved")
+	}
+}
+
+// What says the same already is not written again: a full disk is no reason to
+// stay away.
+func TestSaveWritesOnlyNews(t *testing.T) {
+	m, _ := machine(t, "web1", 0)
+	before, err := os.Stat(m.path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, _ := real.Key()
-	if m, err = open(t, dir, dry); err != nil {
+	again := mustOpen(t, m.cfg.Dir, nil)
+	if err := again.Save(); err != nil {
 		t.Fatal(err)
 	}
-	if again, created := m.Key(); again != key || created {
-		t.Errorf("another key than the known one")
+	if after, err := os.Stat(m.path()); err != nil || !os.SameFile(before, after) {
+		t.Errorf("written again: %v", err)
 	}
 }
 

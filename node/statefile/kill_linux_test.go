@@ -122,6 +122,7 @@ func TestBadFileSystems(t *testing.T) {
 	}
 	want := "full: write " + dir + "/f: write " + dir + "/.f.jiji-tmp: no space left on device\n" +
 		"then: old in 1 file\n" +
+		"lock on a full disk: process 0, then true\n" +
 		"read-only: write " + dir + "/f: open " + dir + "/.f.jiji-tmp: read-only file system\n" +
 		"then: old in 1 file\n" +
 		"lock: lock state directory: open " + dir + "/lock: read-only file system\n"
@@ -146,6 +147,10 @@ func onBadFileSystems(dir string) string {
 	}
 	fmt.Fprintf(&b, "full: %v\n", Write(path, make([]byte, 1<<20), 0o600))
 	state()
+	fmt.Fprintf(&b, "lock on a full disk: %s\n", lockOnFullDisk(dir))
+	if err := os.Remove(filepath.Join(dir, LockName)); err != nil {
+		return err.Error()
+	}
 	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		return err.Error()
 	}
@@ -154,4 +159,35 @@ func onBadFileSystems(dir string) string {
 	_, err := LockDir(dir)
 	fmt.Fprintf(&b, "lock: %v\n", err)
 	return b.String()
+}
+
+// lockOnFullDisk locks dir without room for a lock file's text, and again with
+// a text that is there.
+func lockOnFullDisk(dir string) string {
+	fill := filepath.Join(dir, "fill")
+	defer os.Remove(fill)
+	_ = os.WriteFile(fill, make([]byte, 1<<20), 0o600) // until nothing is left
+	l, err := LockDir(dir)
+	if err != nil {
+		return err.Error()
+	}
+	first := holderOf(dir)
+	if err := l.Close(); err != nil {
+		return err.Error()
+	}
+	if err := os.Remove(fill); err != nil {
+		return err.Error()
+	}
+	if l, err = LockDir(dir); err == nil {
+		err = l.Close()
+	}
+	_ = os.WriteFile(fill, make([]byte, 1<<20), 0o600)
+	if err == nil {
+		l, err = LockDir(dir)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	defer l.Close()
+	return fmt.Sprintf("process %d, then %v", first, holderOf(dir) == os.Getpid())
 }

@@ -99,6 +99,18 @@ func fill(f *os.File, data []byte, mode fs.FileMode, allowed func() error) error
 	return f.Sync()
 }
 
+// Room reports whether a file of size bytes can be written in dir now: its error
+// says why not.
+func Room(dir string, size int) error {
+	temp := filepath.Join(dir, tempPrefix+"room"+tempSuffix)
+	f, err := openTemp(temp, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return errors.Join(fill(f, make([]byte, size), 0o600, func() error { return nil }), os.Remove(temp))
+}
+
 // openTemp opens the temporary file, empty and locked. What a killed writer
 // left there is used again, so at most one such file exists for each path.
 func openTemp(temp string, mode fs.FileMode) (*os.File, error) {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func TestWrite(t *testing.T) {
@@ -195,6 +196,62 @@ func TestLockDir(t *testing.T) {
 		}
 		must(t, l.Close())
 	}
+}
+
+// Who refuses its work leaves what was there before.
+func TestAbandon(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "lib", "jiji")
+	abandon := func() {
+		t.Helper()
+		l, err := LockDir(dir)
+		must(t, err)
+		l.Abandon()
+	}
+	abandon()
+	wantFiles(t, root)
+
+	must(t, os.MkdirAll(dir, 0o700)) // as systemd makes it
+	abandon()
+	wantFiles(t, dir)
+
+	l, err := LockDir(dir)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "private.key"), nil, 0o600))
+	l.Abandon() // the key stays
+	wantFiles(t, dir, "private.key")
+
+	l, err = LockDir(dir)
+	must(t, err)
+	must(t, l.Close())
+	abandon() // the lock file is somebody else's
+	wantFiles(t, dir, LockName, "private.key")
+}
+
+// Of those that wait for one that abandons its directory exactly one at a time
+// has it.
+func TestAbandonKeepsTheLockOne(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "jiji")
+	var holders, turns atomic.Int32
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for turns.Add(1) < 50 {
+				l, err := LockDir(dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if holders.Add(1) != 1 {
+					t.Error("two have it")
+				}
+				time.Sleep(100 * time.Microsecond) // long enough for others to come
+				holders.Add(-1)
+				l.Abandon()
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestLockDirSweeps(t *testing.T) {

@@ -2,6 +2,7 @@ package statefile
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 )
@@ -44,4 +45,14 @@ func inode(f *os.File) (uint64, error) {
 		return 0, err
 	}
 	return st.Ino, nil
+}
+
+// CheckDir reports a directory in which others than its owner may replace files.
+// One that is absent, or none, is for others to tell.
+func CheckDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || !info.IsDir() || info.Mode().Perm()&0o022 == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s has mode %04o, so others than its owner can replace what is in it, the private key too: chmod go-w %[1]s", dir, info.Mode().Perm())
 }

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -35,8 +36,9 @@ func Add(t Topology, e EntryDoc, now time.Time) (Topology, Server, error) {
 	}
 	s.ID, s.Subnet, s.WireGuardIP = id, subnet, ipplan.WireGuardIP(subnet)
 
-	if known >= 0 && s.Hostname == "" {
-		s.Hostname = t.Servers[known].Hostname
+	if known >= 0 {
+		s.Hostname = cmp.Or(s.Hostname, t.Servers[known].Hostname)
+		s.rest = t.Servers[known].rest
 	}
 	if known >= 0 && s.Equal(t.Servers[known]) {
 		return t, s, nil

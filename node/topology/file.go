@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/acidtib/jiji-node/node/statefile"
@@ -15,12 +16,17 @@ func Load(path string) (Topology, error) {
 	return Parse(path, data)
 }
 
-// Save replaces the file at path. It refuses a topology that Load would refuse.
+// Save replaces the file at path, unless it holds t as it is. It refuses a
+// topology that Load would refuse.
 func Save(path string, t Topology) error {
 	if err := Check(t); err != nil {
 		return fmt.Errorf("save topology: %w", err)
 	}
-	if err := statefile.Write(path, t.Marshal(), 0o644); err != nil {
+	text := t.Marshal()
+	if known, _, err := statefile.Read(path, maxSize); err == nil && bytes.Equal(known, text) {
+		return nil
+	}
+	if err := statefile.Write(path, text, 0o644); err != nil {
 		return fmt.Errorf("save topology: %w", err)
 	}
 	return nil

@@ -68,25 +68,44 @@ type (
 		Domain  string `json:"serviceDomain,omitempty"`
 	}
 	jsonTopology struct {
-		Cluster   string       `json:"clusterCidr"`
-		Domain    string       `json:"serviceDomain"`
-		Discovery string       `json:"discovery"`
-		Servers   []jsonServer `json:"servers"`
-		CreatedAt string       `json:"createdAt"`
-		UpdatedAt string       `json:"updatedAt"`
+		Cluster   string `json:"clusterCidr"`
+		Domain    string `json:"serviceDomain"`
+		Discovery string `json:"discovery"`
+		Servers   []kept `json:"servers"`
+		CreatedAt string `json:"createdAt"`
+		UpdatedAt string `json:"updatedAt"`
 	}
 	jsonFile struct {
-		Topology jsonTopology `json:"topology"`
+		Topology kept `json:"topology"`
 	}
 )
 
+// A kept value is a struct, and what a newer version added to it.
+type kept struct {
+	known any
+	rest  string // further members, as JSON without braces; "": none
+}
+
+// MarshalJSON implements json.Marshaler.
+func (k kept) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // what a newer version added stays as it is
+	err := e.Encode(k.known)
+	if err != nil || k.rest == "" {
+		return b.Bytes(), err
+	}
+	return fmt.Appendf(bytes.TrimSuffix(b.Bytes(), []byte("}\n")), ",%s}", k.rest), nil
+}
+
 // Marshal returns t as the content of network.json.
 func (t Topology) Marshal() []byte {
-	servers := make([]jsonServer, len(t.Servers))
+	servers := make([]kept, len(t.Servers))
 	for i, s := range t.Servers {
-		servers[i] = toJSON(s)
+		servers[i] = kept{toJSON(s), s.rest}
 	}
-	return indented(jsonFile{jsonTopology{prefixText(t.Cluster), t.Domain, t.Discovery, servers, timeText(t.CreatedAt), timeText(t.UpdatedAt)}})
+	topo := jsonTopology{prefixText(t.Cluster), t.Domain, t.Discovery, servers, timeText(t.CreatedAt), timeText(t.UpdatedAt)}
+	return indented(kept{jsonFile{kept{topo, t.rest}}, t.beside})
 }
 
 // Entry returns s as an entry of t, in the form that ParseEntries reads.
@@ -103,11 +122,14 @@ func toJSON(s Server) jsonServer {
 }
 
 func indented(v any) []byte {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil { // impossible: every type in it has a text
+	var b bytes.Buffer
+	e := json.NewEncoder(&b) // ends with a newline
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil { // impossible: every type in it has a text
 		panic("topology: " + err.Error())
 	}
-	return append(b, '\n')
+	return b.Bytes()
 }
 
 func prefixText(p netip.Prefix) string {
@@ -145,8 +167,8 @@ func (e *SyntaxError) Error() string {
 
 func (e *SyntaxError) Unwrap() error { return e.Err }
 
-// Parse reads network.json. Names that it does not know are passed over, since
-// newer versions add some; values are checked, also as Check does. Its error
+// Parse reads network.json. Names that it does not know are kept for Marshal,
+// since newer versions add some; values are checked, also as Check does. Its error
 // joins one *SyntaxError for each fault, in which source is the file's name.
 func Parse(source string, data []byte) (Topology, error) {
 	r := reader{source: source, data: data}
@@ -170,6 +192,7 @@ func Parse(source string, data []byte) (Topology, error) {
 	}
 	rec := r.record(top[fieldTopology], "topology", false)
 	t := Topology{
+		rest: r.rest(top[fieldTopology]), beside: r.rest(span{start, len(data)}),
 		Domain:    r.domain(rec),
 		Discovery: r.text(rec, fieldDiscovery, "topology"),
 		Cluster:   r.cluster(rec),
@@ -180,6 +203,9 @@ func Parse(source string, data []byte) (Topology, error) {
 	t.Servers = make([]Server, len(places))
 	for i, place := range places {
 		t.Servers[i] = r.server(r.record(place, ordinal(i), false), i)
+		if len(r.faults) == 0 {
+			t.Servers[i].rest = r.rest(place)
+		}
 	}
 	if err := r.err(); err != nil {
 		return Topology{}, err
@@ -343,6 +369,31 @@ func (r *reader) record(v span, what string, strict bool) record {
 		}
 	}
 	return rec
+}
+
+// rest returns the members of the object at v that are not known.
+func (r *reader) rest(v span) string {
+	if r.data[v.start] != '{' {
+		return ""
+	}
+	var b bytes.Buffer
+	for i := r.skipSpace(v.start + 1); r.data[i] != '}'; i = r.skipSpace(i) {
+		name := span{i, r.skipValue(i)}
+		start := r.skipSpace(name.end)
+		i = r.skipValue(start)
+		if r.field(name) != fieldNone {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.Write(r.data[name.start:name.end])
+		b.WriteByte(':')
+		if err := json.Compact(&b, r.data[start:i]); err != nil { // impossible: the text was found valid
+			panic("topology: " + err.Error())
+		}
+	}
+	return b.String()
 }
 
 func (r *reader) field(name span) field {

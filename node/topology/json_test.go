@@ -75,9 +75,11 @@ func TestParse(t *testing.T) {
 			Subnet: netip.MustParsePrefix("10.210.0.0/24"), WireGuardIP: netip.MustParseAddr("10.210.0.1"),
 			ManagementIP: netip.MustParseAddr("fdcc:630d:cd29:66c4:3366:9112:5448:bbb2"),
 			Endpoints:    []netip.AddrPort{netip.MustParseAddrPort("203.0.113.10:51820"), netip.MustParseAddrPort("[2001:db8::1]:51820")},
+			rest:         `"publicIp":null,"newer":{"nested":[1,2.5e3,true,"}\"]"]}`,
 		}, {
 			ID: "web2", Key: b, ManagementIP: ipplan.Management(b), RemovedAt: noon,
 		}},
+		beside: `"newer":[]`,
 	}
 	if !got.Equal(want) || !got.CreatedAt.Equal(want.CreatedAt) || !got.UpdatedAt.IsZero() {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -448,9 +450,51 @@ func TestParseEntriesRefuses(t *testing.T) {
 	}
 }
 
+// What a newer version adds stays when this one changes the file.
+func TestUnknownFieldsAreKept(t *testing.T) {
+	text := string(mesh(server(0), server(1)).Marshal())
+	for _, c := range [][2]string{
+		{`"endpoints": [`, `"region": "<eu> & \u00e4", "endpoints": [`},
+		{`"discovery":`, `"policy": {"id": [1, {}], "a": null}, "discovery":`},
+		{`"topology":`, `"format": 2.50, "topology":`},
+	} {
+		text = strings.ReplaceAll(text, c[0], c[1])
+	}
+	m, err := Parse("f", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := EntryDoc{Server: server(1)}
+	e.Endpoints = append(e.Endpoints, netip.MustParseAddrPort("192.0.2.77:1"))
+	changed, s, err := Add(m, e, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed, err = Remove(changed, server(0).ID, noon); err != nil {
+		t.Fatal(err)
+	}
+	out := changed.Marshal()
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, out); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for want, n := range map[string]int{`"region":"<eu> & \u00e4"`: 2, `"policy":{"id":[1,{}],"a":null}`: 1, `"format":2.50`: 1, `192.0.2.77:1`: 1} {
+		if got := strings.Count(compact.String(), want); got != n {
+			t.Errorf("%s is there %d times, want %d:\n%s", want, got, n, out)
+		}
+	}
+	if entry := string(Entry(changed, s)); strings.Contains(entry, "region") {
+		t.Errorf("an entry, which takes no unknown field, has one: %s", entry)
+	}
+	if m.Equal(mesh(server(0), server(1))) {
+		t.Error("a topology with further fields equals one without")
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add(mesh(server(0), server(1)).Marshal())
+	f.Add([]byte(`{"x": {"<": "\u2028"}, "topology":{"y": [1, 2], "clusterCidr":"10.0.0.0/8","servers":[{"z\u00e4": 1e9, "hostname":"a","wireguardPublicKey":"` + keyA + `"}]}}`))
 	f.Add([]byte(`{"topology":{"clusterCidr":"10.0.0.0/8","serviceDomain":"a.b","servers":[{"hostname":"\u0061","wireguardPublicKey":"` + keyA + `","endpoints":["1.1.1.1:1",null]}]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := Parse("f", data)

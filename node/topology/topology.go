@@ -21,6 +21,9 @@ type Topology struct {
 	Servers   []Server // in the order of the file, removed ones included
 	CreatedAt time.Time
 	UpdatedAt time.Time
+
+	rest   string // members that a newer version added, as JSON without braces; "": none
+	beside string // likewise, those beside the topology in its file
 }
 
 // A Server is one machine of the cluster.
@@ -33,6 +36,8 @@ type Server struct {
 	ManagementIP netip.Addr       // follows from Key
 	Endpoints    []netip.AddrPort // in order of preference; empty for a server that nobody can dial
 	RemovedAt    time.Time        // zero: a member
+
+	rest string // as that of Topology
 }
 
 // An EntryDoc is a server as it is introduced to another machine, with what that
@@ -78,13 +83,14 @@ func (t Topology) With(s Server) Topology {
 
 // Equal reports whether t and o say the same, whenever each was written.
 func (t Topology) Equal(o Topology) bool {
-	return t.Cluster == o.Cluster && t.Domain == o.Domain && t.Discovery == o.Discovery && slices.EqualFunc(t.Servers, o.Servers, Server.Equal)
+	return t.Cluster == o.Cluster && t.Domain == o.Domain && t.Discovery == o.Discovery && t.rest == o.rest && t.beside == o.beside &&
+		slices.EqualFunc(t.Servers, o.Servers, Server.Equal)
 }
 
 // Equal reports whether s and o say the same.
 func (s Server) Equal(o Server) bool {
 	return s.ID == o.ID && s.Hostname == o.Hostname && s.Subnet == o.Subnet && s.WireGuardIP == o.WireGuardIP &&
-		s.Key == o.Key && s.ManagementIP == o.ManagementIP && slices.Equal(s.Endpoints, o.Endpoints) && s.RemovedAt.Equal(o.RemovedAt)
+		s.Key == o.Key && s.ManagementIP == o.ManagementIP && slices.Equal(s.Endpoints, o.Endpoints) && s.RemovedAt.Equal(o.RemovedAt) && s.rest == o.rest
 }
 
 // derive returns s with what follows from the rest of it and it does not say

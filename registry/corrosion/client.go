@@ -23,7 +23,8 @@ import (
 )
 
 // A Config says which agent to talk to, and how. However it is printed, the
-// token is not.
+// token is not; but fmt does not ask what is in a field that is not exported, so
+// let nobody print a struct with such a one.
 type Config struct {
 	// URL is http://HOST:PORT and nothing more; required. The API has no TLS.
 	URL string
@@ -81,6 +82,9 @@ type Client struct {
 	redact    func(text string) string // takes the token out of what an agent said
 	log       *slog.Logger
 }
+
+// Format prints which agent c is for.
+func (c *Client) Format(f fmt.State, _ rune) { io.WriteString(f, "client of "+c.base) }
 
 // New connects to nothing yet. It fails if cfg is not as Config says.
 func New(cfg Config) (*Client, error) {

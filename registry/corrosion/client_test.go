@@ -71,7 +71,7 @@ func TestTokenIsNeverPrinted(t *testing.T) {
 		said = append(said, err.Error())
 		said = append(said, follow(t, c, time.Minute).lines...)
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
-			said = append(said, fmt.Sprintf(verb, cfg), fmt.Sprintf(verb, &cfg), fmt.Sprintf(verb, c), fmt.Sprintf(verb, *c))
+			said = append(said, fmt.Sprintf(verb, cfg), fmt.Sprintf(verb, &cfg), fmt.Sprintf(verb, c))
 			said = append(said, fmt.Sprintf(verb, struct{ Config Config }{cfg}))
 		}
 		b, _ := json.Marshal(cfg)
@@ -237,8 +237,8 @@ func TestQuery(t *testing.T) {
 				if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || len(err.Error()) > 700) {
 					t.Errorf("error %v, want %q", err, tt.want)
 				}
-				if len(s.requests) != 1 || s.bodies[0] != `{"query":"x","params":[]}` {
-					t.Errorf("requests %q with %q", s.requests, s.bodies)
+				if asked := s.all(); len(asked) != 1 || asked[0].body != `{"query":"x","params":[]}` {
+					t.Errorf("requests %+v", asked)
 				}
 			})
 		})

@@ -138,6 +138,8 @@ func TestFollow(t *testing.T) {
 			join(shown1, "lost ended", "lost no response within 1m0s", shown), again},
 		{"hang inside the result", []step{then(say(columns, rowA), hold), whole},
 			join("begin", "row [a 1]", "lost no event within 30s", shown), []string{post, post}},
+		{"hang inside a result that resuming brought", []step{first, then(say(columns, rowA), hold), whole},
+			join(shown1, "lost ended", "begin", "row [a 1]", "lost no event within 30s", shown), again},
 		{"slow result", []step{then(say(columns), wait(29*time.Second), say(rowA), wait(29*time.Second), say(eoq0), hold)},
 			shown, []string{post}},
 		{"refused", []step{status(400, `{"error":"no such table: nope"}`), status(500, `"Error: no such table: nope"`), status(401, ""), status(503, "max"), whole},
@@ -166,8 +168,8 @@ func TestFollow(t *testing.T) {
 				if !matches(r.lines, tt.want) {
 					t.Errorf("view was told\n %s\nwant\n %s", strings.Join(r.lines, "\n "), strings.Join(tt.want, "\n "))
 				}
-				if !slices.Equal(s.requests, tt.requests) {
-					t.Errorf("requests %q, want %q", s.requests, tt.requests)
+				if got := s.requests(); !slices.Equal(got, tt.requests) {
+					t.Errorf("requests %q, want %q", got, tt.requests)
 				}
 			})
 		})
@@ -220,9 +222,10 @@ func TestFollowSaysWhenItResumed(t *testing.T) {
 
 func TestFollowBacksOff(t *testing.T) {
 	deleted := say(`{"error":"subscription already deleted older changes, min change id: 9"}` + "\n")
-	var alternating []step
+	var alternating, failing []step
 	for range 1000 {
 		alternating = append(alternating, first, deleted)
+		failing = append(failing, first, say(change2, `{"error":"oh"}`+"\n"))
 	}
 	for name, steps := range map[string][]step{
 		"refused":             {status(500, "")},
@@ -232,13 +235,14 @@ func TestFollowBacksOff(t *testing.T) {
 		"older deleted":       {say(columns, eoq7), deleted},
 		"result, then gap":    {say(columns, rowA, eoq0, change1, change3)},
 		"result, then change": alternating,
+		"change, then error":  failing,
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, s := play(t, Config{}, steps...)
 				follow(t, c, 10*time.Minute)
 				// 2.5 to 5 s each, once it has grown to that.
-				if n := len(s.requests); n < 120 || n > 250 {
+				if n := len(s.all()); n < 120 || n > 250 {
 					t.Errorf("%d requests in 10 minutes, want 120 to 250", n)
 				}
 			})
@@ -263,13 +267,14 @@ func TestFollowReturnsQuicklyAfterProgress(t *testing.T) {
 						lost = r.at[i]
 					}
 				}
-				if n := len(s.at); n != 8 {
+				asked := s.all()
+				if n := len(asked); n != 8 {
 					t.Fatalf("%d requests, want 8", n)
 				}
-				if d := s.at[7].Sub(lost); d > 2*minWait {
+				if d := asked[7].at.Sub(lost); d > 2*minWait {
 					t.Errorf("waited %v after progress, want at most %v", d, 2*minWait)
 				}
-				if d := s.at[6].Sub(s.at[5]); d < time.Second {
+				if d := asked[6].at.Sub(asked[5].at); d < time.Second {
 					t.Errorf("waited %v before, want longer", d)
 				}
 			})
@@ -286,12 +291,13 @@ func TestFollowLeavesAStuckSubscription(t *testing.T) {
 		if last := r.lines[len(r.lines)-1]; last != "end" {
 			t.Errorf("last was %q", last)
 		}
-		if len(s.bodies) != 4 {
-			t.Fatalf("%d requests, want 4", len(s.bodies))
+		asked := s.all()
+		if len(asked) != 4 {
+			t.Fatalf("%d requests, want 4", len(asked))
 		}
 		for i, want := range []string{"x = ?", "x = ?", "x = ?", "x = ? "} {
-			if want = `{"query":"SELECT id, ip FROM t WHERE ` + want + `","params":["y"]}`; s.bodies[i] != want {
-				t.Errorf("request %d is %s, want %s", i, s.bodies[i], want)
+			if want = `{"query":"SELECT id, ip FROM t WHERE ` + want + `","params":["y"]}`; asked[i].body != want {
+				t.Errorf("request %d is %s, want %s", i, asked[i].body, want)
 			}
 		}
 	})
@@ -302,8 +308,8 @@ func TestFollowRefusesWhatCannotBeSent(t *testing.T) {
 	if err := c.Follow(t.Context(), SQL("SELECT ?", struct{}{}), &record{}); err == nil {
 		t.Error("no error")
 	}
-	if len(s.requests) > 0 {
-		t.Errorf("requests %q", s.requests)
+	if got := s.requests(); len(got) > 0 {
+		t.Errorf("requests %q", got)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,20 +62,35 @@ func status(code int, body string) step {
 // A script is an agent that answers one step after the other, the last one for ever.
 type script struct {
 	steps []step
+	mu    sync.Mutex // guards asked
+	asked []asked
+}
 
-	mu       sync.Mutex // guards all below
-	requests []string   // method and path
-	bodies   []string
-	at       []time.Time
+// An asked is one request.
+type asked struct {
+	request string // method and path
+	body    string
+	at      time.Time
+}
+
+func (s *script) all() []asked {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
+func (s *script) requests() (list []string) {
+	for _, a := range s.all() {
+		list = append(list, a.request)
+	}
+	return list
 }
 
 func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	s.mu.Lock()
-	do := s.steps[min(len(s.requests), len(s.steps)-1)]
-	s.requests = append(s.requests, r.Method+" "+strings.ReplaceAll(r.URL.String(), subID, "ID"))
-	s.bodies = append(s.bodies, string(body))
-	s.at = append(s.at, time.Now())
+	do := s.steps[min(len(s.asked), len(s.steps)-1)]
+	s.asked = append(s.asked, asked{r.Method + " " + strings.ReplaceAll(r.URL.String(), subID, "ID"), string(body), time.Now()})
 	s.mu.Unlock()
 	do(w, r)
 }

@@ -3,6 +3,8 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 )
@@ -24,7 +26,7 @@ type manager interface {
 // managers returns those that are installed.
 func (o observed) managers() (m []manager) {
 	if o.ufw != "" {
-		m = append(m, ufw{o.ufw, o.hasChain("ufw-user-input")})
+		m = append(m, ufw{o.ufw, o.hasChain("ufw-user-input"), ufwRules})
 	}
 	if o.firewallCmd != "" {
 		m = append(m, firewalld{o.firewallCmd, o.hasTable("inet firewalld") || o.hasChain("INPUT_direct")})
@@ -36,7 +38,10 @@ func (o observed) managers() (m []manager) {
 type ufw struct {
 	program string
 	runs    bool
+	file    string // that it keeps its rules in
 }
+
+const ufwRules = "/etc/ufw/user.rules"
 
 // rules are what ufw is to have, as its command line and as `ufw show added` say it.
 func (u ufw) rules(w Wanted) (rules []string) {
@@ -117,6 +122,9 @@ func parseAdded(text string) (rules []ufwRule) {
 }
 
 func (u ufw) forget([]string) (changes []Change, err error) {
+	if _, err := os.Stat(u.file); !u.runs && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // it was never set up, and would only complain
+	}
 	added, err := u.added()
 	if err != nil {
 		return nil, err

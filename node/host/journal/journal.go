@@ -183,12 +183,19 @@ func (j *Journal) Record(changes ...Change) error {
 	return j.write(next)
 }
 
-// Forget takes out what was taken back. An empty journal has no file.
+// Forget takes out what was taken back. An empty journal has no file. A full
+// disk is no error: the file then tells of what is gone until the journal is
+// empty, or there is room; to take that back again changes nothing.
 func (j *Journal) Forget(c Change) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	next := slices.DeleteFunc(slices.Clone(j.changes), func(r record) bool { return r.is(c.Kind, c.Name) })
-	return j.write(next)
+	err := j.write(next)
+	if statefile.IsFull(err) {
+		j.changes = next
+		return nil
+	}
+	return err
 }
 
 // Changes returns what was changed, in the order in which that began, kinds of
