@@ -277,8 +277,11 @@ func (n *Node) sockets() []journal.Change {
 	return []journal.Change{
 		{Kind: journal.Socket, Name: filepath.Join(n.cfg.RuntimeDir, control.SocketName)},
 		{Kind: journal.Socket, Name: "/var/run/wireguard/" + n.cfg.Interface + ".sock"},
+		{Kind: journal.Socket, Name: n.agentSocket()},
 	}
 }
+
+func (n *Node) agentSocket() string { return filepath.Join(n.cfg.RuntimeDir, "corrosion.sock") }
 
 // failClosed is the first change of the host: without it a packet for the mesh
 // leaves in the clear whenever there is no tunnel.
