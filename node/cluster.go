@@ -121,7 +121,7 @@ func (p *clusterPart) prepareAgent() (*agent.Agent, error) {
 	}
 	gossip := netip.AddrPortFrom(self.ManagementIP, c.GossipPort)
 	return agent.New(agent.Config{
-		Bin: c.Bin, Dir: filepath.Join(p.cfg.StateDir, "corrosion"), Socket: filepath.Join(p.cfg.RuntimeDir, "corrosion.sock"),
+		Bin: c.Bin, Dir: filepath.Join(p.cfg.StateDir, agentDir), Socket: p.agentSocket(),
 		Gossip: gossip, Metrics: gossip, API: c.API, Bootstrap: p.bootstrap(),
 		Schema: map[string]string{"jiji.sql": registry.Schema}, Log: p.log,
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/statefile"
+	"github.com/acidtib/jiji-node/registry/agent"
 )
 
 // Down takes back what a node that runs no more changed on this machine,
@@ -30,6 +31,15 @@ func Down(stateDir, link string) (control.Undone, error) {
 }
 
 func downLocked(stateDir, link string) (control.Undone, error) {
+	aerr := agent.EndFormer(filepath.Join(stateDir, agentDir)) // first: it needs the interface to take its leave
+	u, err := undo(stateDir, link)
+	if err == nil && aerr != nil {
+		u.Failed = append(u.Failed, aerr.Error())
+	}
+	return u, err
+}
+
+func undo(stateDir, link string) (control.Undone, error) {
 	path := filepath.Join(stateDir, journal.FileName)
 	undo, err := journal.Open(path)
 	var corrupt *journal.CorruptError
@@ -100,10 +110,10 @@ func (n *Node) takeDown() control.Undone {
 }
 
 // stateFiles are what a node writes to its state directory, the lock last.
-var stateFiles = []string{"private.key", "network.json", "registry.db", "registry.db-wal", "registry.db-shm",
+var stateFiles = []string{"private.key", "network.json", cacheFile, agentDir, registryName, registryName + "-wal", registryName + "-shm",
 	journal.FileName, journal.FileName + ".damaged", statefile.LockName}
 
-// State returns the files of a node that are in stateDir.
+// State returns the files of a node, and the directory of its agent, that are in stateDir.
 func State(stateDir string) (files []string, err error) {
 	for _, name := range stateFiles {
 		path := filepath.Join(stateDir, name)
@@ -137,7 +147,11 @@ func Uninstall(stateDir, link string) (control.Undone, error) {
 		return u, err
 	}
 	for _, file := range files {
-		if err := statefile.Remove(file); err != nil {
+		remove := statefile.Remove
+		if filepath.Base(file) == agentDir {
+			remove = os.RemoveAll
+		}
+		if err := remove(file); err != nil {
 			return u, err
 		}
 		u.Undone = append(u.Undone, file+" removed")

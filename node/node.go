@@ -233,11 +233,15 @@ func run(ctx context.Context, cfg Config) (err error) {
 	n.log.Info("control socket open", "path", socket.Addr())
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.dns.Run(ctx) })
-	g.Go(func() error { return n.registryLoop(ctx, mode) })
-	g.Go(func() error { return n.monitor.Run(ctx) })
+	carry, stopCarrying := context.WithCancel(context.WithoutCancel(ctx)) // traffic and names, while an agent ends: that takes seconds
+	g.Go(func() error {
+		defer stopCarrying()
+		return n.registryLoop(ctx, mode)
+	})
+	g.Go(func() error { return n.dns.Run(carry) })
+	g.Go(func() error { return n.monitor.Run(carry) })
 	g.Go(func() error { return n.members.Follow(ctx) })
-	g.Go(func() error { return followUpstreams(ctx) })
+	g.Go(func() error { return followUpstreams(carry) })
 	g.Go(func() error { return host.Watch(ctx, n.onHost) })
 	g.Go(func() error { return n.watchFirewall(ctx) })
 	guarding, stop := context.WithCancel(ctx)
@@ -273,8 +277,11 @@ func (n *Node) sockets() []journal.Change {
 	return []journal.Change{
 		{Kind: journal.Socket, Name: filepath.Join(n.cfg.RuntimeDir, control.SocketName)},
 		{Kind: journal.Socket, Name: "/var/run/wireguard/" + n.cfg.Interface + ".sock"},
+		{Kind: journal.Socket, Name: n.agentSocket()},
 	}
 }
+
+func (n *Node) agentSocket() string { return filepath.Join(n.cfg.RuntimeDir, "corrosion.sock") }
 
 // failClosed is the first change of the host: without it a packet for the mesh
 // leaves in the clear whenever there is no tunnel.

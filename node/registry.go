@@ -25,6 +25,7 @@ import (
 const (
 	modeKey   = "registry_mode" // of the registry file's notes: what `registry use` chose
 	cacheFile = "containers.json"
+	agentDir  = "corrosion" // of the agent that this node runs
 
 	maxToken = 4096
 	maxCache = 256 << 20 // bytes

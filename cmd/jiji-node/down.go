@@ -20,7 +20,7 @@ import (
 	"github.com/acidtib/jiji-node/node/usage"
 )
 
-const endLimit = 10 * time.Second // for a node that was told to go down to end
+const endLimit = 15 * time.Second // for a node that was told to go down to end: its agent takes 7 s, and 10 s where it has to be killed
 
 func (a *app) downCommand() *cobra.Command {
 	asJSON := false

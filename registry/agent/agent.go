@@ -18,12 +18,12 @@ import (
 
 const (
 	minDelay     = 100 * time.Millisecond // before the next start, doubled by each failure
-	maxDelay     = 30 * time.Second
-	steady       = time.Minute      // an agent that ran so long did not fail to start
-	stopPatience = 10 * time.Second // from SIGTERM to SIGKILL; agents take 7 s
-	killPatience = 5 * time.Second  // from SIGKILL to the end of an agent that is not our child
-	settleWithin = time.Minute      // for an agent's API to answer, and to take the schema
-	callWithin   = 10 * time.Second // for one exchange with the agent
+	maxDelay     = 5 * time.Second        // an outage lasts so much longer than its cause
+	steady       = time.Minute            // an agent that ran so long did not fail to start
+	stopPatience = 10 * time.Second       // from SIGTERM to SIGKILL; agents take 7 s
+	killPatience = 5 * time.Second        // from SIGKILL to the end of an agent that is not our child
+	settleWithin = time.Minute            // for an agent's API to answer, and to take the schema
+	callWithin   = 10 * time.Second       // for one exchange with the agent
 )
 
 // Config is all that an agent needs to know.
@@ -183,6 +183,9 @@ func (a *Agent) attempt(ctx context.Context) (ran time.Duration, err error) {
 	a.starts++
 	a.cfg.Log.Info("corrosion agent started", "pid", c.pid, "version", version)
 	asked := a.attend(ctx, c, used)
+	if err := removeSocket(a.cfg.Socket); err != nil {
+		a.cfg.Log.Warn("corrosion agent's socket stays", "err", err)
+	}
 	a.change(func(s *State) { s.Running, s.PID, s.Since = false, 0, time.Now() })
 	ran = time.Since(began)
 	if asked {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -177,19 +178,52 @@ func (k *child) signal(s syscall.Signal) { _ = k.proc.Signal(s) }
 // own locks the agent's directory for the agents that this process starts. Where
 // a former agent lives, whose node was killed, it ends that one first.
 func (a *Agent) own(ctx context.Context) (*os.File, error) {
-	path := filepath.Join(a.cfg.Dir, lockName)
+	return own(ctx, a.cfg.Dir, a.stop, a.cfg.Log)
+}
+
+func own(ctx context.Context, dir string, patience time.Duration, log *slog.Logger) (*os.File, error) {
+	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|oNoFollow, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock directory: %w", err)
 	}
-	if err := a.takeLock(ctx, f); err != nil {
+	if err := takeLock(ctx, f, patience, log); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock directory: %s: %w", path, err)
 	}
 	return f, nil
 }
 
-func (a *Agent) takeLock(ctx context.Context, f *os.File) error {
+// EndFormer ends the agent that a killed node left in dir, if there is one. An
+// agent that a running node has is an error.
+func EndFormer(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, lockName)); errors.Is(err, fs.ErrNotExist) {
+		return nil // none ever ran there
+	}
+	lock, err := own(context.Background(), dir, stopPatience, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fmt.Errorf("end the corrosion agent of a former node: %w", err)
+	}
+	return lock.Close()
+}
+
+// removeSocket removes the admin socket of an agent that has ended: no agent
+// removes its own.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&fs.ModeSocket == 0:
+		return nil
+	case err == nil:
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("remove admin socket of an ended agent: %w", err)
+	}
+	return nil
+}
+
+func takeLock(ctx context.Context, f *os.File, patience time.Duration, log *slog.Logger) error {
 	err := lock(f)
 	if !errors.Is(err, errLocked) {
 		return err
@@ -203,11 +237,11 @@ func (a *Agent) takeLock(ctx context.Context, f *os.File) error {
 		return err
 	}
 	defer former.Release()
-	a.cfg.Log.Warn("end the corrosion agent that a killed node left", "pid", pid)
+	log.Warn("end the corrosion agent that a killed node left", "pid", pid)
 	for _, try := range []struct {
 		signal   syscall.Signal
 		patience time.Duration
-	}{{sigTerm, a.stop}, {sigKill, killPatience}} {
+	}{{sigTerm, patience}, {sigKill, killPatience}} {
 		_ = former.Signal(try.signal) // it may have ended
 		for end := time.Now().Add(try.patience); time.Now().Before(end); {
 			if err := lock(f); !errors.Is(err, errLocked) {

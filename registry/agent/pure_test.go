@@ -129,7 +129,7 @@ func TestNextDelay(t *testing.T) {
 		got = append(got, d)
 	}
 	got = append(got, nextDelay(d, time.Minute))
-	want := []time.Duration{1e8, 2e8, 4e8, 8e8, 16e8, 32e8, 64e8, 128e8, 256e8, 30e9, 30e9, 1e8}
+	want := []time.Duration{1e8, 2e8, 4e8, 8e8, 16e8, 32e8, 5e9, 5e9, 5e9, 5e9, 5e9, 1e8}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -67,7 +68,8 @@ type View interface {
 }
 
 // Follow subscribes to s and tells v, for ever: after any failure it tries
-// again, within 0.1 to 5 s, from where it was if the agent still can. It returns
+// again, within 0.1 to 5 s (0.5 s where nothing listens), from where it was if the
+// agent still can. It returns
 // nil soon after ctx is done, and v hears nothing after that. Its error says that
 // s cannot be sent at all.
 //
@@ -106,7 +108,7 @@ func (c *Client) Follow(ctx context.Context, s Statement, v View) error {
 		if end.void {
 			f.at = position{}
 		}
-		wait := backoff(failures, rand.Float64())
+		wait := backoff(failures, end.err, rand.Float64())
 		failures++
 		c.log.Debug("subscription lost", "err", end.err, "resumable", f.at.resumable(), "retry", wait)
 		v.Lost(end.err)
@@ -122,6 +124,8 @@ const (
 	minWait = 100 * time.Millisecond
 	maxWait = 5 * time.Second
 
+	maxWaitRefused = 500 * time.Millisecond // for a connection that was refused
+
 	// How long a stream that was resumed has to be silent, for the agent to have
 	// had time to say that it cannot be.
 	settle = 500 * time.Millisecond
@@ -133,10 +137,16 @@ const (
 	spellings = 4
 )
 
-// backoff is the time to wait after so many failures in a row and another.
-// jitter is from 0 to 1, so that nodes do not return all at once.
-func backoff(failures int, jitter float64) time.Duration {
-	d := maxWait
+// backoff is the time to wait after so many failures in a row, the last one of
+// them err, and another. jitter is from 0 to 1, so that nodes do not return all at
+// once. Where nothing listens asking costs nothing, and whoever starts an agent
+// waits for its reader.
+func backoff(failures int, err error, jitter float64) time.Duration {
+	most := maxWait
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		most = maxWaitRefused
+	}
+	d := most
 	if failures < 10 {
 		d = min(d, 2*minWait<<failures)
 	}

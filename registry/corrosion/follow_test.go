@@ -3,8 +3,10 @@ package corrosion
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -371,16 +373,22 @@ func TestFollowLimitsALine(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
+	refused := fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	for n, want := range []time.Duration{200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000, 5000, 5000} {
 		want *= time.Millisecond
-		if d := backoff(n, 0); d != want/2 {
-			t.Errorf("after %d failures at least %v, want %v", n, d, want/2)
-		}
-		if d := backoff(n, 1); d != want {
-			t.Errorf("after %d failures at most %v, want %v", n, d, want)
+		for _, of := range []struct {
+			err  error
+			want time.Duration
+		}{{errCut, want}, {refused, min(want, 500*time.Millisecond)}} {
+			if d := backoff(n, of.err, 0); d != of.want/2 {
+				t.Errorf("after %d failures, the last one %v, at least %v, want %v", n, of.err, d, of.want/2)
+			}
+			if d := backoff(n, of.err, 1); d != of.want {
+				t.Errorf("after %d failures, the last one %v, at most %v, want %v", n, of.err, d, of.want)
+			}
 		}
 	}
-	if d := backoff(1_000_000, 1); d != maxWait {
+	if d := backoff(1_000_000, errCut, 1); d != maxWait {
 		t.Errorf("after a million failures %v", d)
 	}
 }
