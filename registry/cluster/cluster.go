@@ -203,7 +203,11 @@ func (s *Store) makeTables() {
 	}
 	keep := func(rows map[string][]any) (put func(string, []any), drop func(string)) {
 		put = func(id string, c []any) {
+			known := rows[id]
 			rows[id] = slices.Clone(c)
+			if known != nil && len(c) == len(s.server.columns) && digest(seenNever(known)) == digest(seenNever(c)) {
+				return // it lives, which is no news
+			}
 			s.moved = true
 			if id == s.cfg.ServerID {
 				poke(s.sync)
@@ -233,6 +237,13 @@ func (s *Store) makeTables() {
 		s.moved = true
 	}
 	s.tables = []*table{s.server, s.serverExtra, s.meta, s.services, s.containers, s.extra}
+}
+
+// seenNever is a row of servers without last_seen.
+func seenNever(c []any) []any {
+	c = slices.Clone(c)
+	c[7] = nil
+	return c
 }
 
 // rowOf is c as rows of containers and jiji_containers.
@@ -633,7 +644,18 @@ func (s *Store) foreign(id string) error {
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
-	s.push(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	done := make(chan struct{})
+	go func() { // beyond its patience, for an agent that hangs
+		defer cancel()
+		defer close(done)
+		s.push(ctx)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		poke(s.sync)
+	}
 }
 
 // look reads the tables if nobody follows them.

@@ -23,7 +23,8 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	rowsOfOne = 250 // rows of one transaction
+	rowsOfOne     = 250  // rows of one transaction
+	confirmedMost = 4096 // rows that are remembered as having been right
 
 	joinedKey = "cluster_joined" // of jiji_meta: rows that the registry had of this server are in the file
 )
@@ -157,6 +158,9 @@ func (s *Store) push(ctx context.Context) bool {
 		}
 		s.own.reasserts = append(s.own.reasserts, now)
 		s.log.Warn("own rows were changed by somebody else; written again", "rows", len(ops), "first", ops[0].String())
+	}
+	if len(s.own.confirmed) > confirmedMost+4*len(ops) {
+		clear(s.own.confirmed) // most are of containers that are gone; it fills again
 	}
 	if err := s.write(ctx, ops); err != nil {
 		w.pending, w.problem = len(ops), "registry: write own rows: "+word(err)
@@ -512,7 +516,10 @@ func (s *Store) beatNow(ctx context.Context, now time.Time) error {
 	if !due {
 		return nil
 	}
-	if err := s.exec(ctx, corrosion.SQL("UPDATE servers SET last_seen = ? WHERE id = ? AND wireguard_pubkey = ?", now.UnixMilli(), s.cfg.ServerID, s.cfg.Key.String())); err != nil {
+	// Peers are not told: nobody waits for it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryLimit)
+	defer cancel()
+	if _, err := s.cfg.Client.Exec(ctx, corrosion.SQL("UPDATE servers SET last_seen = ? WHERE id = ? AND wireguard_pubkey = ?", now.UnixMilli(), s.cfg.ServerID, s.cfg.Key.String())); err != nil {
 		return err
 	}
 	s.own.beat = now
