@@ -36,7 +36,6 @@ type own struct {
 	target    []Versions        // what peers had; nil: not asked yet
 	joined    bool
 	beat      time.Time
-	warned    bool
 }
 
 func newOwn() own { return own{confirmed: map[string]uint64{}} }
