@@ -248,7 +248,7 @@ func seenNever(c []any) []any {
 
 // rowOf is c as rows of containers and jiji_containers.
 func rowOf(c registry.Container) registry.Row {
-	base, extra := baseCells(c), extraCells(c)
+	base, extra := c.Cells(), c.ExtraCells()
 	return registry.Row{ID: base[0], Service: base[1], ServerID: base[2], IP: base[3], StartedAt: base[4], Instance: base[5],
 		Health: base[6], LastCheck: base[7], Failures: base[8], HealthPort: base[9],
 		OursServerID: extra[1], Project: extra[2], Name: extra[3], Ports: extra[4], External: extra[5]}
@@ -582,7 +582,7 @@ func (s *Store) takeLocal() {
 }
 
 func same(a, b registry.Container) bool {
-	return digest(baseCells(a)) == digest(baseCells(b)) && digest(extraCells(a)) == digest(extraCells(b))
+	return digest(a.Cells()) == digest(b.Cells()) && digest(a.ExtraCells()) == digest(b.ExtraCells())
 }
 
 // Register implements registry.Store. The container is registered once it is
