@@ -589,7 +589,7 @@ func TestRegistryKill9WithRegistrations(t *testing.T) {
 	}
 	t.Logf("%d registrations were acknowledged; ready after at most %v, registry followed after at most %v",
 		len(acknowledged.services), slowestReady.Round(time.Millisecond), slowestAgent.Round(time.Millisecond))
-	lab.Eventually(t, 15*time.Second, "web2 has all that was acknowledged", func() error {
+	lab.Eventually(t, time.Minute, "web2 has all that was acknowledged", func() error {
 		list, err := clientOf(web2).Containers(t.Context())
 		if err != nil {
 			return err

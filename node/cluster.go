@@ -558,6 +558,13 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 				return nil
 			})
 		}
+		if a := p.agent.Load(); err == nil && a != nil && !p.store.State().Up { // it answers, but not what is wanted
+			if err := a.Ready(ask); err != nil && ctx.Err() == nil {
+				p.setFault(err.Error())
+			} else {
+				p.setFault("")
+			}
+		}
 		cancel()
 		if err != nil {
 			h = nil

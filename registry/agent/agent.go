@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,10 +123,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		line := oneLine(err.Error())
 		a.change(func(s *State) { s.LastExit = line })
 		level := slog.LevelError
-		if line == logged { // said already
+		if reason := timeless(line); reason == logged { // said already
 			level = slog.LevelDebug
+		} else {
+			logged = reason
 		}
-		logged = line
 		a.cfg.Log.Log(ctx, level, "corrosion agent does not run", "err", line, "retry", delay)
 		select {
 		case <-ctx.Done():
@@ -133,6 +135,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// timeless is why an agent ended, without after what time.
+func timeless(line string) string {
+	if rest, ok := strings.CutPrefix(line, "ended after "); ok {
+		_, line, _ = strings.Cut(rest, ": ")
+	}
+	return line
 }
 
 // nextDelay returns the time to wait after a run that took ran, when before it

@@ -62,6 +62,9 @@ func (o *output) line(text string) {
 		}
 		o.last = append(o.last, msg)
 	}
+	if target == "" || target == "tower_http::trace::on_failure" {
+		level = slog.LevelDebug // a panic is in State.LastExit; who sent a request knows how it failed
+	}
 	ctx := context.Background()
 	if !o.log.Enabled(ctx, level) {
 		return

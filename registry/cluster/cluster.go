@@ -73,6 +73,7 @@ type Store struct {
 	self      *registry.Server              // this server's row as it is to be; nil: not yet
 	upSince   time.Time                     // when all tables were followed; zero if they are not
 	lostAt    time.Time                     // when the agent was lost, or the store opened; zero while it is followed
+	toldLost  bool                          // the log was told of lostAt
 	toldWhole bool                          // Changed was told of Whole
 	wholeAt   time.Time                     // when all tables had been read once
 
@@ -465,9 +466,9 @@ func (s *Store) followed() {
 	since := s.lostAt
 	switch {
 	case began:
-		s.upSince, s.lostAt = now, time.Time{}
+		s.upSince, s.lostAt, s.toldLost = now, time.Time{}, false
 	case ended:
-		s.lostAt = now
+		s.lostAt, s.toldLost = now, true
 	}
 	s.moved = s.moved || began
 	s.mu.Unlock()

@@ -13,11 +13,12 @@ import (
 )
 
 const (
-	beatEvery  = 30 * time.Second // how often this server's last_seen is written
-	aloneAfter = 10 * time.Second // without a peer that answers, what the agent has is all there is
-	settledFor = 30 * time.Second // after which peers are not waited for: they may have versions that nobody sends
-	retryFirst = 500 * time.Millisecond
-	retryMost  = 15 * time.Second
+	beatEvery     = 30 * time.Second // how often this server's last_seen is written
+	aloneAfter    = 10 * time.Second // without a peer that answers, what the agent has is all there is
+	settledFor    = 30 * time.Second // after which peers are not waited for: they may have versions that nobody sends
+	complainAfter = 3 * time.Second  // an agent that is just started needs less
+	retryFirst    = 500 * time.Millisecond
+	retryMost     = 15 * time.Second
 
 	// What somebody else made of a row of ours is put right, but not for ever.
 	reassertEvery = time.Minute
@@ -73,6 +74,7 @@ func (s *Store) syncLoop(ctx context.Context) error {
 		case <-s.sync:
 		case <-tick.C:
 		}
+		s.complain(time.Now())
 		ok, caughtUp := s.push(ctx), s.writing.Load().caughtUp
 		if wait = min(2*wait, retryMost); ok || !caughtUp {
 			wait = retryFirst
@@ -82,6 +84,18 @@ func (s *Store) syncLoop(ctx context.Context) error {
 		} else {
 			tick.Reset(wait)
 		}
+	}
+}
+
+// complain says once that the registry has been away for a while, which at a
+// start is not said otherwise.
+func (s *Store) complain(now time.Time) {
+	s.mu.Lock()
+	late := !s.lostAt.IsZero() && !s.toldLost && now.Sub(s.lostAt) >= complainAfter
+	s.toldLost = s.toldLost || late
+	s.mu.Unlock()
+	if late {
+		s.log.Warn("registry cannot be followed; going on with what is known", "err", s.Problem())
 	}
 }
 
