@@ -40,8 +40,9 @@ quick: ## vet and test what changed, without the lab
 	go vet ./...
 	go test -short $(UNIT)
 
-test: deps lint cross ## everything that has to pass, the lab too; as root
-	go test -race -timeout 15m $(UNIT)
+test: deps lint cross ## everything that has to pass, the lab and real agents too; as root
+	agent=$$(.ci/corrosion); export JIJI_TEST_CORROSION=$$agent; \
+	go test -race -timeout 15m $(UNIT); \
 	JIJI_LAB_RACE=1 go test -race -timeout 25m -p 1 ./integration/...
 
 lint: ## gofmt, vet, staticcheck, govulncheck

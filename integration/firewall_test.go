@@ -224,6 +224,8 @@ func (f *firewallLab) mesh(source netip.Addr) []way {
 		{name: "container to DNS", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
 		{name: "mesh to DNS", h: f.cb.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
 		{name: "gossip", h: f.b.Host, to: at(f.management(), 8787), at: f.a.Host},
+		{name: "control", h: f.b.Host, to: at(f.management(), 8786), at: f.a.Host},
+		{name: "control to itself", h: f.a.Host, to: at(f.management(), 8786), at: f.a.Host, source: f.management()},
 	}
 }
 
@@ -246,6 +248,9 @@ func (f *firewallLab) outside() []way {
 		way{name: "LAN to mesh", h: f.near.Host, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
 		way{name: "LAN to DNS", h: f.near.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
 		way{name: "LAN to gossip", h: f.near.Host, to: at(f.management(), 8787), at: f.a.Host},
+		way{name: "LAN to control", h: f.near.Host, to: at(f.management(), 8786), at: f.a.Host},
+		way{name: "container to control", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 8786), at: f.a.Host},
+		way{name: "container to gossip", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 8787), at: f.a.Host},
 		way{name: "spoofed to container", h: f.near.Host, from: spoofed, to: at(f.ca.Addr, servicePort), at: f.ca.Host},
 		way{name: "spoofed to mesh", h: f.near.Host, from: spoofed, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
 		way{name: "spoofed to DNS", h: f.near.Host, from: spoofed, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},

@@ -18,7 +18,9 @@ import (
 const containerBridge = "jiji-br0"
 
 // controlPorts are the servers' own, on management addresses.
-var controlPorts = []uint16{8786, 8787}
+func (n *Node) controlPorts() []uint16 {
+	return []uint16{n.cfg.Corrosion.ControlPort, n.cfg.Corrosion.GossipPort}
+}
 
 // wantedFirewall is the mesh as the firewall has to know it.
 func (n *Node) wantedFirewall() (firewall.Wanted, error) {
@@ -31,7 +33,7 @@ func (n *Node) wantedFirewall() (firewall.Wanted, error) {
 		Link: n.cfg.Interface, Cluster: topo.Cluster, Management: ipplan.ManagementPrefix,
 		Subnet: self.Subnet, WireGuardIP: self.WireGuardIP, Bridge: bridgeOf(links, self.Subnet),
 		ForwardFrom: n.cfg.ForwardFrom, Masquerade: n.cfg.Masquerade,
-		ListenPort: n.cfg.ListenPort, DNSPort: n.cfg.DNSPort, Control: controlPorts,
+		ListenPort: n.cfg.ListenPort, DNSPort: n.cfg.DNSPort, Control: n.controlPorts(),
 	}
 	ups, err := host.Uplinks()
 	for _, u := range ups {

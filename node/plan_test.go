@@ -190,14 +190,20 @@ func TestParsePort(t *testing.T) {
 func TestPartsDoNotImportOneAnother(t *testing.T) {
 	const module = "github.com/acidtib/jiji-node/"
 	allowed := map[string][]string{
-		"tunnel":          {"tunnel/wgkey"},
-		"tunnel/wgkey":    nil,
-		"dnsserver":       nil,
-		"registry":        nil,
-		"monitor":         {"tunnel/wgkey"},
-		"node/host":       {"node/ipplan", "node/statefile", "tunnel/wgkey"},
-		"node/topology":   {"node/ipplan", "node/statefile", "tunnel/wgkey"},
-		"node/membership": {"node/identity", "node/ipplan", "node/statefile", "node/topology", "node/usage", "tunnel/wgkey"},
+		"tunnel":             {"tunnel/wgkey"},
+		"tunnel/wgkey":       nil,
+		"dnsserver":          nil,
+		"registry":           {"tunnel/wgkey"},
+		"monitor":            {"tunnel/wgkey"},
+		"node/peerlink":      nil,
+		"node/host":          {"node/ipplan", "node/statefile", "tunnel/wgkey"},
+		"node/topology":      {"node/ipplan", "node/statefile", "tunnel/wgkey"},
+		"registry/agent":     {"node/statefile"},
+		"registry/changes":   nil,
+		"registry/cluster":   {"registry", "registry/changes", "registry/corrosion", "registry/embedded", "tunnel/wgkey"},
+		"registry/corrosion": nil,
+		"registry/embedded":  {"registry", "tunnel/wgkey"},
+		"node/membership":    {"node/identity", "node/ipplan", "node/statefile", "node/topology", "node/usage", "tunnel/wgkey"},
 	}
 	for part, may := range allowed {
 		out, err := exec.Command("go", "list", "-deps", module+part).Output()

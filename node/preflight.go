@@ -25,7 +25,7 @@ const (
 // preflight decides whether this machine can carry the node, before anything
 // on it is touched, and what the node has to do without.
 func (n *Node) preflight() error {
-	problems, mtu, err := survey(n.cfg, n.members, 0)
+	problems, mtu, err := survey(n.cfg, n.members, 0, false)
 	if err != nil {
 		return err
 	}
@@ -47,8 +47,9 @@ func (n *Node) preflight() error {
 
 // survey looks for what stands in the way of a start, and for the MTU that the
 // machine allows. members is nil if the state cannot be used; own is the process
-// of this very node if it runs already.
-func survey(cfg Config, members *membership.Membership, own int) (problems []host.Problem, mtu int, err error) {
+// of this very node if it runs already. ports says to look at those of the
+// registry, too, which are had later than the others and may be taken until then.
+func survey(cfg Config, members *membership.Membership, own int, ports bool) (problems []host.Problem, mtu int, err error) {
 	want := host.Want{
 		Link: cfg.Interface, ListenPort: cfg.ListenPort, DNSPort: cfg.DNSPort, Cluster: cfg.Cluster,
 		Socket: filepath.Join(cfg.RuntimeDir, control.SocketName), Own: own,
@@ -58,6 +59,9 @@ func survey(cfg Config, members *membership.Membership, own int) (problems []hos
 		topo, self := members.Topology(), members.Self()
 		want.Cluster, want.Subnet, want.WireGuardIP = topo.Cluster, self.Subnet, self.WireGuardIP
 		servers = topo.Servers
+		if ports && cfg.Registry.Mode == control.Corrosion {
+			want.Ports = registryPorts(cfg, self.ManagementIP)
+		}
 	}
 	facts, err := host.Observe(want)
 	if err != nil {
@@ -72,6 +76,23 @@ func survey(cfg Config, members *membership.Membership, own int) (problems []hos
 		problems = append(problems, host.Problem{Kind: kindMTU, Text: err.Error()})
 	}
 	return problems, mtu, nil
+}
+
+// registryPorts are the ports of a node whose registry is Corrosion.
+func registryPorts(cfg Config, management netip.Addr) []host.Port {
+	c := cfg.Corrosion
+	control, gossip := netip.AddrPortFrom(management, c.ControlPort), netip.AddrPortFrom(management, c.GossipPort)
+	ports := []host.Port{
+		{Proto: "tcp", Addr: control, What: "node-to-node control", Flag: "--control-port"},
+		{Proto: "udp", Addr: control, What: "node-to-node control", Flag: "--control-port"},
+	}
+	if cfg.Registry.URL == "" {
+		ports = append(ports,
+			host.Port{Proto: "udp", Addr: gossip, What: "Corrosion gossip", Flag: "--gossip-port"},
+			host.Port{Proto: "tcp", Addr: gossip, What: "Corrosion metrics", Flag: "--gossip-port"},
+			host.Port{Proto: "tcp", Addr: c.API, What: "Corrosion API", Flag: "--corrosion-api"})
+	}
+	return ports
 }
 
 // A Readiness says whether a node could run here.
@@ -104,7 +125,7 @@ func Check(cfg Config) (Readiness, error) {
 	if err != nil {
 		fault(err)
 	}
-	found, _, err := survey(cfg, members, r.Running)
+	found, _, err := survey(cfg, members, r.Running, true)
 	if err != nil {
 		return r, err
 	}

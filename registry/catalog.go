@@ -25,6 +25,8 @@ type Catalog struct {
 	words       map[string]string // those that many rows share, kept once
 }
 
+const maxWords = 1 << 16
+
 // An entry is all that is known of one container.
 type entry struct {
 	row     *Container // of containers; nil if there is none, or none to be believed
@@ -79,7 +81,7 @@ func (c *Catalog) SetRow(id string, r Row) {
 		if err != nil {
 			e.fault = &Skipped{"containers", key(r.ID), err.Error()}
 		} else {
-			row.Service, row.ServerID, row.Instance = c.word(row.Service), c.word(row.ServerID), c.word(row.Instance)
+			row.Service, row.ServerID = c.word(row.Service), c.word(row.ServerID)
 			row.Health = Health(c.word(string(row.Health)))
 			e.row = &row
 		}
@@ -126,7 +128,10 @@ func (c *Catalog) DropExtra(id string) {
 
 // SetProject takes a row of services.
 func (c *Catalog) SetProject(service string, project any) {
-	if c.projects[service] != project {
+	if _, ok := project.(string); !ok && project != nil {
+		project = show(project) // it can be compared then, and is refused all the same
+	}
+	if known, ok := c.projects[service]; !ok || known != project {
 		c.projects[service] = project
 		c.resettle(service)
 	}
@@ -181,6 +186,9 @@ func (c *Catalog) entry(id string) *entry {
 func (c *Catalog) word(s string) string {
 	if w, ok := c.words[s]; ok {
 		return w
+	}
+	if len(c.words) == maxWords { // most are of rows that are gone
+		clear(c.words)
 	}
 	w := strings.Clone(s)
 	c.words[w] = w

@@ -429,12 +429,19 @@ func TestReadNetwork(t *testing.T) {
 }
 
 func TestObserveNamesOwners(t *testing.T) {
+	control, api := netip.MustParseAddrPort("[fdcc::1]:8786"), netip.MustParseAddrPort("127.0.0.1:8080")
+	w := Want{
+		Link: "jiji0", ListenPort: 51820, WireGuardIP: netip.MustParseAddr("10.210.1.1"), DNSPort: 53,
+		Ports: []Port{{"tcp", control, "control", ""}, {"udp", control, "control", ""}, {"tcp", api, "API", ""}},
+	}
 	for _, c := range []struct {
 		name, hold string
 		want       []string
 	}{
 		{"nobody", "", nil},
-		{"no obstacles", "udp4 127.0.0.53:53,udp6 [::]:53,tcp4 127.0.0.53:53,tcp4 0.0.0.0:51820", nil},
+		{"no obstacles", "udp4 127.0.0.53:53,udp6 [::]:53,tcp4 127.0.0.53:53,tcp4 0.0.0.0:51820,tcp6 [::1]:8080,udp4 127.0.0.1:8080,udp4 0.0.0.0:8786,tcp6 [fdcc::2]:8786", nil},
+		{"a port of another list on every address", "tcp4 0.0.0.0:8080", []string{"port 8080/tcp on 127.0.0.1 (API) is taken by %s (0.0.0.0:8080)"}},
+		{"a port on the address that is not there yet", "tcp6 [fdcc::1]:8786,udp6 [::]:8786", []string{"port 8786/tcp on fdcc::1 (control) is taken by %s ([fdcc::1]:8786)", "port 8786/udp on fdcc::1 (control) is taken by %s ([::]:8786)"}},
 		{"the listen port", "udp4 0.0.0.0:51820", []string{"port 51820/udp is taken by %s (0.0.0.0:51820)"}},
 		{"the listen port on one address", "udp6 [::1]:51820", []string{"port 51820/udp is taken by %s ([::1]:51820)"}},
 		{"DNS on every address", "udp4 0.0.0.0:53,tcp4 0.0.0.0:53", []string{"port 53/udp on 10.210.1.1 is taken by %s (0.0.0.0:53)", "port 53/tcp on 10.210.1.1 is taken by %s (0.0.0.0:53)"}},
@@ -446,12 +453,17 @@ func TestObserveNamesOwners(t *testing.T) {
 			if strings.Contains(c.hold, "10.210.1.1") {
 				ip(t, "addr add 10.210.1.1/32 dev lo")
 			}
+			if strings.Contains(c.hold, "fdcc") {
+				ip(t, "addr add fdcc::1/128 dev lo")
+				ip(t, "addr add fdcc::2/128 dev lo")
+			}
 			pid := holdPorts(t, c.hold)
-			f, err := Observe(Want{Link: "jiji0", ListenPort: 51820, WireGuardIP: netip.MustParseAddr("10.210.1.1"), DNSPort: 53})
+			f, err := Observe(w)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := Check(Facts{Network: f.Network, Capabilities: f.Capabilities, Binds: f.Binds, Sockets: f.Sockets}, Want{})
+			ports := Facts{Capabilities: f.Capabilities, Binds: f.Binds, Sockets: f.Sockets}
+			got := Check(ports, Want{Ports: w.Ports})
 			for i := range c.want {
 				c.want[i] = strings.Replace(c.want[i], "%s", fmt.Sprintf("host.test (pid %d", pid), 1)
 			}
@@ -464,6 +476,16 @@ func TestObserveNamesOwners(t *testing.T) {
 					t.Errorf("problem %q, want %q", p.Text, c.want[i])
 				}
 			}
+
+			// This process may be the node, and who holds the ports its agent.
+			w.Own = os.Getpid()
+			f, err = Observe(w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ports.Own, ports.OwnChildren = f.Own, f.OwnChildren
+			expect(t, Check(ports, Want{Ports: w.Ports}))
+			w.Own = 0
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io/fs"
@@ -185,6 +186,30 @@ func groupPath(root string, id uint64) (path string) {
 		return nil
 	})
 	return path
+}
+
+// children describes the child processes of pid, in the words of process.
+func children(pid int) (names []string) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		child, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// proc_pid_stat(5): "pid (name) state ppid ...", and the name may be anything.
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(f) > 1 && f[1] == strconv.Itoa(pid) {
+			names = append(names, process(child))
+		}
+	}
+	return names
 }
 
 // process describes the process pid: "named (pid 812, named.service)".

@@ -44,8 +44,17 @@ type Want struct {
 	DNSPort     uint16       // UDP and TCP; 0: none
 	Cluster     netip.Prefix // zero: not known yet
 	Subnet      netip.Prefix // this server's /24; zero: none yet
+	Ports       []Port       // what else should be free; the node runs without, until it is
 	Socket      string       // path of the control socket; "": none
-	Own         int          // process of this very node, which runs already: what it holds is no obstacle; 0: none
+	Own         int          // process of this very node, which runs already: what it and its children hold is no obstacle; 0: none
+}
+
+// A Port is one that should be free, on an address that need not be there yet.
+type Port struct {
+	Proto string // "udp" or "tcp"
+	Addr  netip.AddrPort
+	What  string // what it is for, in an operator's words: "node-to-node control"
+	Flag  string // that chooses another port: "--api-port"; "": none does
 }
 
 // Facts are what Check judges, as observed at one instant.
@@ -60,6 +69,7 @@ type Facts struct {
 	Sockets      []Socket          // that hold a port of a Bind which failed
 	SocketOwner  string            // the process that answers on Want.Socket; empty if none does
 	Own          string            // Want.Own, in the words of the other owners; empty if none
+	OwnChildren  []string          // its child processes, likewise
 	Units        []Unit            // those of rivals that are active or enabled
 	Engines      []EngineNetwork   // the networks that container engines know
 }
@@ -167,7 +177,7 @@ func (c *checker) accounted(owner string) bool {
 		return false
 	}
 	_, node := c.nodes[owner]
-	return node || owner == c.Own || slices.ContainsFunc(c.Units, func(u Unit) bool {
+	return node || owner == c.Own || slices.Contains(c.OwnChildren, owner) || slices.ContainsFunc(c.Units, func(u Unit) bool {
 		return u.Active && (strings.Contains(owner, u.Name) || u.Name == wgQuick(c.Want.Link) && owner == kernelWireGuard+c.Want.Link)
 	})
 }
@@ -196,14 +206,38 @@ func (b Bind) port() string {
 	return fmt.Sprintf("port %d/%s on %s", b.Local.Port(), b.Proto, b.Local.Addr())
 }
 
+// purpose names b with what it is for, where that is not plain, and says how to
+// choose another port.
+func (c *checker) purpose(b Bind) (name, choose string) {
+	for _, p := range c.Want.Ports {
+		if p.Proto != b.Proto || p.Addr != b.Local {
+			continue
+		}
+		if p.Flag != "" {
+			choose = ", or choose another port with " + p.Flag
+		}
+		return fmt.Sprintf("%s (%s)", b.port(), p.What), choose
+	}
+	if b.Local.Addr().IsUnspecified() {
+		return b.port(), ", or choose another port with --listen-port"
+	}
+	return b.port(), ", or choose another port with --dns-port"
+}
+
+// portProblem is how to say that b cannot be had. A node runs without the other
+// ports, and takes them as soon as they are free.
+func (c *checker) portProblem(b Bind) func(k Kind, format string, args ...any) {
+	if slices.ContainsFunc(c.Want.Ports, func(p Port) bool { return p.Proto == b.Proto && p.Addr == b.Local }) {
+		return c.warn
+	}
+	return c.refuse
+}
+
 func (c *checker) checkBinds() {
 	said := map[string]bool{} // IPv4 and IPv6 of one port are one problem, if of one owner
 	var denied []string
 	for _, b := range c.Binds {
-		setting := "--listen-port"
-		if !b.Local.Addr().IsUnspecified() {
-			setting = "--dns-port"
-		}
+		name, choose := c.purpose(b)
 		switch {
 		case b.Err == nil:
 		case errors.Is(b.Err, syscall.EADDRINUSE):
@@ -213,16 +247,16 @@ func (c *checker) checkBinds() {
 			}
 			if text := b.port() + owner; !said[text] && !c.accounted(owner) {
 				said[text] = true
-				c.refuse(KindPort, "%s is taken by %s%s, expected free: stop what holds it, or choose another port with %s", b.port(), owner, at, setting)
+				c.portProblem(b)(KindPort, "%s is taken by %s%s, expected free: stop what holds it%s", name, owner, at, choose)
 			}
 		case errors.Is(b.Err, fs.ErrPermission) && c.can(capNetBindService):
 			if !said[b.port()] {
 				said[b.port()] = true
-				c.refuse(KindPort, "%s cannot be listened on though CAP_NET_BIND_SERVICE is there: %v: expected that nothing forbids it: look for a rule of SELinux or AppArmor, or choose another port with %s", b.port(), b.Err, setting)
+				c.portProblem(b)(KindPort, "%s cannot be listened on though CAP_NET_BIND_SERVICE is there: %v: expected that nothing forbids it: look for a rule of SELinux or AppArmor%s", name, b.Err, choose)
 			}
 		case errors.Is(b.Err, fs.ErrPermission):
-			if !slices.Contains(denied, b.port()) {
-				denied = append(denied, b.port())
+			if !slices.Contains(denied, name) {
+				denied = append(denied, name)
 			}
 		}
 	}

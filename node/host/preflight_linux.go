@@ -41,7 +41,7 @@ func Observe(w Want) (Facts, error) {
 		TUNOwners: tunOwners(n, w), Binds: tryBinds(w), SocketOwner: socketOwner(w.Socket),
 	}
 	if w.Own != 0 {
-		f.Own = process(w.Own)
+		f.Own, f.OwnChildren = process(w.Own), children(w.Own)
 	}
 	if f.Sockets, err = holders(f.Binds); err != nil {
 		return Facts{}, err
@@ -127,6 +127,9 @@ func tryBinds(w Want) []Bind {
 	if w.DNSPort != 0 && w.WireGuardIP.IsValid() {
 		try("udp", w.WireGuardIP, w.DNSPort)
 		try("tcp", w.WireGuardIP, w.DNSPort)
+	}
+	for _, p := range w.Ports {
+		try(p.Proto, p.Addr.Addr(), p.Addr.Port())
 	}
 	return binds
 }

@@ -163,6 +163,59 @@ func TestCheckPorts(t *testing.T) {
 	}
 }
 
+// What Corrosion needs is checked like the rest, each port under its name.
+func TestCheckMorePorts(t *testing.T) {
+	busy := &os.SyscallError{Syscall: "bind", Err: syscall.EADDRINUSE}
+	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	control, api := at("[fdcc::1]:8786"), at("127.0.0.1:8080")
+	w := someWant
+	w.Ports = []Port{
+		{"tcp", control, "node-to-node control", ""}, {"udp", control, "node-to-node control", ""},
+		{"tcp", api, "Corrosion API", "--api-port"},
+	}
+	nginx := Socket{Proto: "tcp", Local: at("0.0.0.0:8080"), Inode: 7, Owner: "nginx (pid 8)"}
+	corrosion := Socket{Proto: "tcp", Local: api, Inode: 7, Owner: "corrosion (pid 78)"}
+	for _, c := range []struct {
+		name     string
+		binds    []Bind
+		sockets  []Socket
+		children []string // of this very node, which runs
+		want     []finding
+	}{
+		{name: "free", binds: []Bind{{"tcp", control, nil}, {"udp", control, nil}, {"tcp", api, nil}}},
+		{name: "taken on every address", binds: []Bind{{"tcp", api, busy}}, sockets: []Socket{nginx},
+			want: []finding{{KindPort, "degraded|port 8080/tcp on 127.0.0.1 (Corrosion API) is taken by nginx (pid 8) (0.0.0.0:8080), expected free: stop what holds it, or choose another port with --api-port"}}},
+		{name: "no flag for it", binds: []Bind{{"udp", control, busy}},
+			sockets: []Socket{nginx, {Proto: "udp", Local: at("[::]:8786"), Inode: 9, Owner: "app (pid 9)"}},
+			want:    []finding{{KindPort, "degraded|port 8786/udp on fdcc::1 (node-to-node control) is taken by app (pid 9) ([::]:8786), expected free: stop what holds it"}}},
+		{name: "both protocols", binds: []Bind{{"tcp", control, busy}, {"udp", control, busy}},
+			want: []finding{{KindPort, "degraded|8786/tcp on fdcc::1 (node-to-node control) is taken by somebody"}, {KindPort, "degraded|8786/udp on fdcc::1"}}},
+		{name: "our name beside another's", binds: []Bind{{"tcp", at("10.210.1.1:53"), busy}, {"tcp", api, busy}}, sockets: []Socket{nginx},
+			want: []finding{{KindPort, "port 53/tcp on 10.210.1.1 is taken by somebody|with --dns-port"}, {KindPort, "degraded|(Corrosion API)"}}},
+		{name: "forbidden", binds: []Bind{{"tcp", api, syscall.EACCES}},
+			want: []finding{{KindPort, "degraded|port 8080/tcp on 127.0.0.1 (Corrosion API) cannot be listened on though|SELinux or AppArmor, or choose another port with --api-port"}}},
+		{name: "no IPv6", binds: []Bind{{"tcp", control, syscall.EAFNOSUPPORT}, {"udp", control, syscall.EADDRNOTAVAIL}}},
+		{name: "a stranger's agent", binds: []Bind{{"tcp", api, busy}}, sockets: []Socket{corrosion},
+			want: []finding{{KindPort, "degraded|is taken by corrosion (pid 78)"}}},
+		{name: "our agent's", binds: []Bind{{"tcp", api, busy}}, sockets: []Socket{corrosion}, children: []string{"sleep (pid 77)", "corrosion (pid 78)"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := lan()
+			f.Binds, f.Sockets = c.binds, c.sockets
+			if c.children != nil {
+				f.Own, f.OwnChildren = "jiji-node (pid 70)", c.children
+			}
+			got := Check(f, w)
+			expect(t, got, c.want...)
+			for _, p := range got {
+				if strings.Contains(p.Text, "control)") && strings.Contains(p.Text, "choose") {
+					t.Errorf("no flag chooses it: %s", p.Text)
+				}
+			}
+		})
+	}
+}
+
 func TestCheckOverlaps(t *testing.T) {
 	eth1 := func(a ...string) LinkInfo {
 		return LinkInfo{Index: 5, Name: "eth1", Kind: "device", Up: true, Addrs: addrs(a...)}

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -134,9 +135,9 @@ func TestTwoNodes(t *testing.T) {
 func TestVersionsFail(t *testing.T) {
 	at := freePort(t, loopback6)
 	stuck := func(ctx context.Context) (map[[16]byte]int64, error) { <-ctx.Done(); return nil, ctx.Err() }
-	var answer func(ctx context.Context) (map[[16]byte]int64, error)
+	var answer atomic.Pointer[func(ctx context.Context) (map[[16]byte]int64, error)]
 	l, _ := running(t, Config{Addr: at, Peers: peers(loopback6),
-		Versions: func(ctx context.Context) (map[[16]byte]int64, error) { return answer(ctx) }})
+		Versions: func(ctx context.Context) (map[[16]byte]int64, error) { return (*answer.Load())(ctx) }})
 	for _, c := range []struct {
 		name   string
 		answer func(ctx context.Context) (map[[16]byte]int64, error)
@@ -152,7 +153,7 @@ func TestVersionsFail(t *testing.T) {
 		if c.limit > 0 {
 			ctx, cancel = context.WithTimeout(t.Context(), c.limit)
 		}
-		answer = c.answer
+		answer.Store(&c.answer)
 		began := time.Now()
 		got, err := l.Versions(ctx, loopback6)
 		cancel()

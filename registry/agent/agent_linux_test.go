@@ -172,10 +172,11 @@ func run(t *testing.T, a *Agent) (stop func() time.Duration) {
 	return stop
 }
 
-// until waits for what holds soon.
+// until waits for what holds soon, longer than the minute after which an agent
+// lists its members anew.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}

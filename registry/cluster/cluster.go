@@ -203,7 +203,11 @@ func (s *Store) makeTables() {
 	}
 	keep := func(rows map[string][]any) (put func(string, []any), drop func(string)) {
 		put = func(id string, c []any) {
+			known := rows[id]
 			rows[id] = slices.Clone(c)
+			if known != nil && len(c) == len(s.server.columns) && digest(seenNever(known)) == digest(seenNever(c)) {
+				return // it lives, which is no news
+			}
 			s.moved = true
 			if id == s.cfg.ServerID {
 				poke(s.sync)
@@ -235,9 +239,16 @@ func (s *Store) makeTables() {
 	s.tables = []*table{s.server, s.serverExtra, s.meta, s.services, s.containers, s.extra}
 }
 
+// seenNever is a row of servers without last_seen.
+func seenNever(c []any) []any {
+	c = slices.Clone(c)
+	c[7] = nil
+	return c
+}
+
 // rowOf is c as rows of containers and jiji_containers.
 func rowOf(c registry.Container) registry.Row {
-	base, extra := baseCells(c), extraCells(c)
+	base, extra := c.Cells(), c.ExtraCells()
 	return registry.Row{ID: base[0], Service: base[1], ServerID: base[2], IP: base[3], StartedAt: base[4], Instance: base[5],
 		Health: base[6], LastCheck: base[7], Failures: base[8], HealthPort: base[9],
 		OursServerID: extra[1], Project: extra[2], Name: extra[3], Ports: extra[4], External: extra[5]}
@@ -571,7 +582,7 @@ func (s *Store) takeLocal() {
 }
 
 func same(a, b registry.Container) bool {
-	return digest(baseCells(a)) == digest(baseCells(b)) && digest(extraCells(a)) == digest(extraCells(b))
+	return digest(a.Cells()) == digest(b.Cells()) && digest(a.ExtraCells()) == digest(b.ExtraCells())
 }
 
 // Register implements registry.Store. The container is registered once it is
@@ -633,7 +644,18 @@ func (s *Store) foreign(id string) error {
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
-	s.push(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	done := make(chan struct{})
+	go func() { // beyond its patience, for an agent that hangs
+		defer cancel()
+		defer close(done)
+		s.push(ctx)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		poke(s.sync)
+	}
 }
 
 // look reads the tables if nobody follows them.

@@ -23,7 +23,8 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	rowsOfOne = 250 // rows of one transaction
+	rowsOfOne     = 250  // rows of one transaction
+	confirmedMost = 4096 // rows that are remembered as having been right
 
 	joinedKey = "cluster_joined" // of jiji_meta: rows that the registry had of this server are in the file
 )
@@ -35,33 +36,11 @@ type own struct {
 	target    []Versions        // what peers had; nil: not asked yet
 	joined    bool
 	beat      time.Time
-	warned    bool
 }
 
 func newOwn() own { return own{confirmed: map[string]uint64{}} }
 
-// baseCells are c's cells in the order of the columns of containers.
-func baseCells(c registry.Container) []any {
-	cells := []any{c.ID, c.Service, c.ServerID, c.IP.String(), milli(c.StartedAt), nil, string(c.Health), milli(c.LastCheck), int64(c.Failures), nil}
-	if c.Instance != "" {
-		cells[5] = c.Instance
-	}
-	if c.HealthPort != 0 {
-		cells[9] = int64(c.HealthPort)
-	}
-	return cells
-}
-
-// extraCells likewise of jiji_containers.
-func extraCells(c registry.Container) []any {
-	external := int64(0)
-	if c.External {
-		external = 1
-	}
-	return []any{c.ID, c.ServerID, c.Project, c.Name, registry.FormatPorts(c.Ports), external}
-}
-
-// serverCells likewise of servers; last_seen is v's, removed_at NULL.
+// serverCells are v's cells in the order of the columns of servers; last_seen is v's, removed_at NULL.
 func serverCells(v registry.Server) []any {
 	return []any{v.ID, v.Hostname, v.Subnet.String(), v.WireGuardIP.String(), v.Key.String(), v.ManagementIP.StringExpanded(),
 		registry.FormatEndpoints(v.Endpoints), milli(v.LastSeen), nil}
@@ -157,6 +136,9 @@ func (s *Store) push(ctx context.Context) bool {
 		}
 		s.own.reasserts = append(s.own.reasserts, now)
 		s.log.Warn("own rows were changed by somebody else; written again", "rows", len(ops), "first", ops[0].String())
+	}
+	if len(s.own.confirmed) > confirmedMost+4*len(ops) {
+		clear(s.own.confirmed) // most are of containers that are gone; it fills again
 	}
 	if err := s.write(ctx, ops); err != nil {
 		w.pending, w.problem = len(ops), "registry: write own rows: "+word(err)
@@ -319,10 +301,10 @@ func (s *Store) plan() []op {
 		if row := s.catalog.Row(id); row != nil && s.ofAnother(row.ServerID) {
 			continue // said by foreignRows
 		}
-		if cells := baseCells(c); !s.containers.has(id, cells) {
+		if cells := c.Cells(); !s.containers.has(id, cells) {
 			ops = append(ops, op{table: s.containers, id: id, cells: cells, service: c.Service, project: c.Project})
 		}
-		if cells := extraCells(c); !s.extra.absent && !s.extra.has(id, cells) {
+		if cells := c.ExtraCells(); !s.extra.absent && !s.extra.has(id, cells) {
 			more = append(more, op{table: s.extra, id: id, cells: cells})
 		}
 	}
@@ -456,37 +438,15 @@ func (o op) statements(self string) []corrosion.Statement {
 	case o.table.name == "jiji_servers":
 		return []corrosion.Statement{corrosion.SQL(upsertServerExtra, o.cells...)}
 	case o.table.name == "jiji_containers":
-		return []corrosion.Statement{corrosion.SQL(upsertExtra, o.cells...)}
+		return []corrosion.Statement{corrosion.SQL(registry.UpsertExtra, o.cells...)}
 	}
 	return []corrosion.Statement{
-		corrosion.SQL("INSERT INTO services (name, project) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", o.service, o.project),
-		corrosion.SQL(upsertContainer, o.cells...),
+		corrosion.SQL(registry.InsertService, o.service, o.project),
+		corrosion.SQL(registry.UpsertContainer, o.cells...),
 	}
 }
 
 const (
-	upsertContainer = `
-		INSERT INTO containers (id, service, server_id, ip, started_at, instance_id,
-			health_status, last_health_check, consecutive_failures, health_port)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET
-			service = excluded.service, server_id = excluded.server_id, ip = excluded.ip,
-			started_at = excluded.started_at, instance_id = excluded.instance_id,
-			health_status = excluded.health_status, last_health_check = excluded.last_health_check,
-			consecutive_failures = excluded.consecutive_failures, health_port = excluded.health_port
-		WHERE (containers.service, containers.server_id, containers.ip, containers.started_at, containers.instance_id,
-			containers.health_status, containers.last_health_check, containers.consecutive_failures, containers.health_port)
-		IS NOT (excluded.service, excluded.server_id, excluded.ip, excluded.started_at, excluded.instance_id,
-			excluded.health_status, excluded.last_health_check, excluded.consecutive_failures, excluded.health_port)`
-	upsertExtra = `
-		INSERT INTO jiji_containers (id, server_id, project, name, ports, external)
-		VALUES (?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET
-			server_id = excluded.server_id, project = excluded.project, name = excluded.name,
-			ports = excluded.ports, external = excluded.external
-		WHERE (jiji_containers.server_id, jiji_containers.project, jiji_containers.name,
-			jiji_containers.ports, jiji_containers.external)
-		IS NOT (excluded.server_id, excluded.project, excluded.name, excluded.ports, excluded.external)`
 	upsertServer = `
 		INSERT INTO servers (id, hostname, subnet, wireguard_ip, wireguard_pubkey, management_ip, endpoints, last_seen)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -512,7 +472,10 @@ func (s *Store) beatNow(ctx context.Context, now time.Time) error {
 	if !due {
 		return nil
 	}
-	if err := s.exec(ctx, corrosion.SQL("UPDATE servers SET last_seen = ? WHERE id = ? AND wireguard_pubkey = ?", now.UnixMilli(), s.cfg.ServerID, s.cfg.Key.String())); err != nil {
+	// Peers are not told: nobody waits for it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryLimit)
+	defer cancel()
+	if _, err := s.cfg.Client.Exec(ctx, corrosion.SQL("UPDATE servers SET last_seen = ? WHERE id = ? AND wireguard_pubkey = ?", now.UnixMilli(), s.cfg.ServerID, s.cfg.Key.String())); err != nil {
 		return err
 	}
 	s.own.beat = now

@@ -73,38 +73,13 @@ func (w *writer) mine(ctx context.Context, id string) error {
 }
 
 func (w *writer) put(ctx context.Context, c registry.Container) error {
-	err := w.exec(ctx, `INSERT INTO services (name, project) VALUES (?, ?) ON CONFLICT (name) DO NOTHING`, c.Service, c.Project)
-	if err != nil {
+	if err := w.exec(ctx, registry.InsertService, c.Service, c.Project); err != nil {
 		return err
 	}
-	err = w.exec(ctx, `
-		INSERT INTO containers (id, service, server_id, ip, started_at, instance_id,
-			health_status, last_health_check, consecutive_failures, health_port)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET
-			service = excluded.service, server_id = excluded.server_id, ip = excluded.ip,
-			started_at = excluded.started_at, instance_id = excluded.instance_id,
-			health_status = excluded.health_status, last_health_check = excluded.last_health_check,
-			consecutive_failures = excluded.consecutive_failures, health_port = excluded.health_port
-		WHERE (containers.service, containers.server_id, containers.ip, containers.started_at, containers.instance_id,
-			containers.health_status, containers.last_health_check, containers.consecutive_failures, containers.health_port)
-		IS NOT (excluded.service, excluded.server_id, excluded.ip, excluded.started_at, excluded.instance_id,
-			excluded.health_status, excluded.last_health_check, excluded.consecutive_failures, excluded.health_port)`,
-		c.ID, c.Service, c.ServerID, c.IP.String(), milli(c.StartedAt), orNull(c.Instance),
-		string(c.Health), milli(c.LastCheck), c.Failures, orNull(c.HealthPort))
-	if err != nil {
+	if err := w.exec(ctx, registry.UpsertContainer, c.Cells()...); err != nil {
 		return err
 	}
-	return w.exec(ctx, `
-		INSERT INTO jiji_containers (id, server_id, project, name, ports, external)
-		VALUES (?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET
-			server_id = excluded.server_id, project = excluded.project, name = excluded.name,
-			ports = excluded.ports, external = excluded.external
-		WHERE (jiji_containers.server_id, jiji_containers.project, jiji_containers.name,
-			jiji_containers.ports, jiji_containers.external)
-		IS NOT (excluded.server_id, excluded.project, excluded.name, excluded.ports, excluded.external)`,
-		c.ID, c.ServerID, c.Project, c.Name, registry.FormatPorts(c.Ports), c.External)
+	return w.exec(ctx, registry.UpsertExtra, c.ExtraCells()...)
 }
 
 func (w *writer) setHealth(ctx context.Context, id string, h registry.Health, at time.Time) error {
@@ -136,11 +111,4 @@ func milli(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixMilli()
-}
-
-func orNull[T comparable](v T) any {
-	if zero := *new(T); v == zero {
-		return nil
-	}
-	return v
 }

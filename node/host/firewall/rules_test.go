@@ -152,6 +152,63 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// What servers say to each other goes between the management addresses, by the
+// tunnel or within this machine. Nothing else gets there, and what is on
+// 127.0.0.1 alone is nobody's affair.
+func TestControlPorts(t *testing.T) {
+	const (
+		self, peer, global, link, local = "fdcc::1", "fdcc::2", "2001:db8::1", "fe80::1", "127.0.0.1"
+		own, gateway, remote            = "10.210.1.5", "10.210.1.1", "10.210.2.5"
+	)
+	rules := plan(wanted())
+	type want struct{ prerouting, input verdict }
+	for _, proto := range []string{"udp", "tcp"} {
+		for _, port := range []uint16{8786, 8787} {
+			for _, c := range []struct {
+				in, src, dst string
+				want         want
+			}{
+				{"jiji0", peer, self, want{leave, accept}},
+				{"jiji0", global, self, want{leave, leave}},     // which WireGuard lets nobody send
+				{"jiji0", remote, gateway, want{accept, leave}}, // ahead of an engine, which opens no port
+				{"lo", self, self, want{leave, leave}},
+				{"lo", global, self, want{leave, leave}},
+				{"eth0", peer, self, want{drop, leave}},
+				{"eth0", global, self, want{drop, leave}},
+				{"eth0", link, self, want{drop, leave}},
+				{"wlan0", global, self, want{drop, leave}},
+				{"docker0", global, self, want{drop, leave}},
+				{"jiji-br0", peer, self, want{drop, drop}},
+				{"jiji-br0", link, self, want{drop, drop}},
+				{"jiji-br0", link, "fe80::2", want{leave, drop}},
+				{"jiji-br0", own, gateway, want{leave, drop}},
+				{"jiji-br0", own, "203.0.113.1", want{leave, drop}},
+			} {
+				p := packet{hook: prerouting, in: c.in, src: c.src, dst: c.dst, proto: proto, port: port}
+				got := want{prerouting: verdictOf(rules, p)}
+				p.hook = input
+				got.input = verdictOf(rules, p)
+				if got != c.want {
+					t.Errorf("%s to %s by %s, %d/%s: verdicts %v, want %v", c.src, c.dst, c.in, port, proto, got, c.want)
+				}
+			}
+		}
+	}
+	for _, addr := range []string{local, self} { // the API, the status page; one's own metrics
+		for _, port := range []uint16{8080, 8786, 8787, 9187} {
+			for _, h := range []hook{prerouting, input, leaving} {
+				p := packet{hook: h, src: addr, dst: addr, proto: "tcp", port: port}
+				if p.in = "lo"; h == leaving {
+					p.in, p.out = "", "lo"
+				}
+				if got := verdictOf(rules, p); got != leave {
+					t.Errorf("%s to itself, %d, hook %d: verdict %d", addr, port, h, got)
+				}
+			}
+		}
+	}
+}
+
 // TestListing keeps the rules as users see them in testdata.
 func TestListing(t *testing.T) {
 	w := wanted()
