@@ -560,14 +560,14 @@ func serverOf(c, added []any) (registry.Server, bool, *registry.Skipped) {
 
 // takeLocal has the catalog show what the file says.
 func (s *Store) takeLocal() {
+	s.mu.Lock() // before the snapshot is taken: an older one must not come after a newer one
+	defer s.mu.Unlock()
 	next := map[string]registry.Container{}
 	for c := range s.cfg.Local.Snapshot().All() {
 		if c.ServerID == s.cfg.ServerID {
 			next[c.ID] = *c
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for id := range s.local {
 		if _, ok := next[id]; !ok {
 			s.catalog.DropLocal(id)
@@ -640,22 +640,14 @@ func (s *Store) foreign(id string) error {
 	return nil
 }
 
-// written publishes a change of the file and brings it to the agent.
+// written publishes a change of the file and brings it to the agent. An agent that
+// does not answer is not waited for long: syncLoop goes on with it.
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	done := make(chan struct{})
-	go func() { // beyond its patience, for an agent that hangs
-		defer cancel()
-		defer close(done)
-		s.push(ctx)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		poke(s.sync)
-	}
+	defer cancel()
+	s.push(ctx)
 }
 
 // look reads the tables if nobody follows them.

@@ -95,6 +95,9 @@ func (s *Store) push(ctx context.Context) bool {
 	was := *s.writing.Load()
 	w := writing{caughtUp: was.caughtUp, duplicate: was.duplicate}
 	defer func() {
+		if ctx.Err() != nil { // somebody waits no longer: that is no problem of the agent
+			w.problem = was.problem
+		}
 		s.writing.Store(&w)
 		if w.problem != was.problem && w.problem != "" {
 			s.log.Warn("own rows not written", "err", w.problem)
@@ -412,9 +415,10 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 	return nil
 }
 
-// exec runs one transaction and tells the peers of it.
+// exec runs one transaction and tells the peers of it. Whether one happened whose
+// answer does not come is not known: all of them may be repeated.
 func (s *Store) exec(ctx context.Context, list ...corrosion.Statement) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryLimit)
+	ctx, cancel := context.WithTimeout(ctx, queryLimit)
 	defer cancel()
 	out, err := s.cfg.Client.Exec(ctx, list...)
 	if err != nil {
