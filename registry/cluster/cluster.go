@@ -341,17 +341,25 @@ func (s *Store) joined(ctx context.Context) error {
 const (
 	compareEvery = 5 * time.Minute // how often the view is compared with the tables
 	queryLimit   = 30 * time.Second
+	askEvery     = 5 * time.Second  // how often the agent is asked whether it answers
+	askLimit     = 10 * time.Second // for that answer
 )
 
 // follow follows all tables, and begins anew where their streams turn out to
-// have missed something.
+// have missed something, or the agent not to answer any more.
 func (s *Store) follow(ctx context.Context) error {
 	for ctx.Err() == nil {
+		var silent error
 		streams, stop := context.WithCancel(ctx)
 		g, streams := errgroup.WithContext(streams)
 		for _, t := range s.tables {
 			g.Go(func() error { return s.cfg.Client.Follow(streams, t.all(), &follower{s: s, t: t}) })
 		}
+		g.Go(func() error {
+			defer stop()
+			silent = s.listen(streams)
+			return nil
+		})
 		g.Go(func() error {
 			defer stop()
 			tick := time.NewTicker(compareEvery)
@@ -368,13 +376,55 @@ func (s *Store) follow(ctx context.Context) error {
 				}
 			}
 		})
-		if err := g.Wait(); err != nil {
-			stop()
+		err := g.Wait()
+		stop()
+		if err != nil {
 			return fmt.Errorf("follow registry: %w", err)
 		}
-		stop()
+		if silent != nil {
+			s.awaitAnswer(ctx, silent)
+		}
 	}
 	return nil
+}
+
+// listen returns an error once the agent does not answer any more, nil when ctx is
+// done. The streams do not tell: a process that is stopped keeps its connections.
+func (s *Store) listen(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(askEvery):
+		}
+		if err := s.ask(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// ask returns an error if the agent keeps a question for askLimit. One that
+// refuses it does not.
+func (s *Store) ask(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	_ = s.cfg.Client.Query(limited, corrosion.SQL("SELECT 1"), func([]any) error { return nil })
+	if limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("the agent has not answered for %v", askLimit)
+	}
+	return nil
+}
+
+// awaitAnswer notes that the agent is lost, and returns when it answers again.
+func (s *Store) awaitAnswer(ctx context.Context, silent error) {
+	s.mu.Lock()
+	for _, t := range s.tables {
+		t.live, t.lost = false, silent
+	}
+	s.mu.Unlock()
+	s.followed()
+	for ctx.Err() == nil && s.ask(ctx) != nil {
+	}
 }
 
 // compare reads all tables and returns the name of one that has rows which its
