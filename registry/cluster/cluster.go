@@ -45,6 +45,10 @@ type Config struct {
 	// been read.
 	Cached []registry.Container
 
+	// CachedVersions are those that the agent had then: an agent that has less
+	// removes nothing.
+	CachedVersions Versions
+
 	// Peers asks some peers for their versions; it returns those that answered.
 	// A node writes its own rows only when it has what they have. nil: there are none.
 	Peers func(context.Context) []Versions
@@ -74,6 +78,7 @@ type Store struct {
 	upSince  time.Time                     // when all tables were followed; zero if they are not
 	lostAt   time.Time                     // when the agent was lost, or the store opened; zero while it is followed
 	wholeAt  time.Time                     // when all tables had been read once
+	seen     Versions                      // the most that the agent has had
 
 	containers, services, extra, server, serverExtra, meta *table
 
@@ -133,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, catalog: registry.NewCatalog(),
 		local: map[string]registry.Container{}, mine: map[string]struct{}{}, extras: map[string]struct{}{},
-		servers: map[string][]any{}, added: map[string][]any{}, metadata: map[string]string{}, lostAt: time.Now(),
+		servers: map[string][]any{}, added: map[string][]any{}, metadata: map[string]string{}, lostAt: time.Now(), seen: Versions{},
 		changed: make(chan struct{}, 1), serversC: make(chan struct{}, 1), publish: make(chan struct{}, 1),
 		doubts: make(chan struct{}, 1), sync: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 		own: newOwn(), lane: newLane(),
@@ -151,6 +156,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		s.catalog.SetExtra(c.ID, rowOf(c))
 		s.containers.rows[c.ID], s.extra.rows[c.ID] = 0, 0
 	}
+	maps.Copy(s.seen, cfg.CachedVersions)
 	s.takeLocal()
 	s.publishNow()
 	return s, nil
@@ -173,6 +179,7 @@ func (s *Store) makeTables() {
 		s.catalog.SetRow(id, registry.Row{ID: c[0], Service: c[1], ServerID: c[2], IP: c[3], StartedAt: c[4], Instance: c[5],
 			Health: c[6], LastCheck: c[7], Failures: c[8], HealthPort: c[9]})
 	}
+	s.containers.own = func(id string) bool { return has(s.mine, id) }
 	s.containers.drop = func(id string) {
 		delete(s.mine, id)
 		s.catalog.DropRow(id)
@@ -194,6 +201,7 @@ func (s *Store) makeTables() {
 		delete(s.extras, id)
 		s.catalog.SetExtra(id, registry.Row{ID: c[0], OursServerID: c[1], Project: c[2], Name: c[3], Ports: c[4], External: c[5]})
 	}
+	s.extra.own = func(id string) bool { return has(s.extras, id) }
 	s.extra.drop = func(id string) {
 		delete(s.extras, id)
 		s.catalog.DropExtra(id)
@@ -236,7 +244,14 @@ func (s *Store) makeTables() {
 		delete(s.metadata, id)
 		s.moved = true
 	}
+	s.server.own = func(id string) bool { return id == s.cfg.ServerID }
+	s.serverExtra.own = s.server.own
 	s.tables = []*table{s.server, s.serverExtra, s.meta, s.services, s.containers, s.extra}
+}
+
+func has(set map[string]struct{}, id string) bool {
+	_, ok := set[id]
+	return ok
 }
 
 // seenNever is a row of servers without last_seen.
@@ -408,7 +423,13 @@ func (s *Store) listen(ctx context.Context) error {
 func (s *Store) ask(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	_ = s.cfg.Client.Query(limited, corrosion.SQL("SELECT 1"), func([]any) error { return nil })
+	if have, err := s.Versions(limited); err == nil {
+		s.mu.Lock()
+		for writer, version := range have {
+			s.seen[writer] = max(s.seen[writer], version)
+		}
+		s.mu.Unlock()
+	}
 	if limited.Err() != nil && ctx.Err() == nil {
 		return fmt.Errorf("the agent has not answered for %v", askLimit)
 	}
@@ -481,7 +502,7 @@ func (s *Store) differing(ctx context.Context, t *table) map[string]uint64 {
 		}
 	}
 	for id := range t.rows {
-		if _, ok := now[id]; !ok {
+		if _, ok := now[id]; !ok && !has(t.missing, id) {
 			found[id] = 0
 		}
 	}
@@ -556,7 +577,7 @@ func (s *Store) publishNow() {
 	next := s.catalog.Snapshot()
 	doubted := false
 	for _, t := range s.tables {
-		doubted = doubted || len(t.doubt) > 0
+		doubted = doubted || len(t.doubt) > 0 || len(t.missing) > 0
 	}
 	var view *Servers
 	if s.moved || s.view.Load() == nil {
@@ -761,6 +782,13 @@ func (s *Store) doubtLoop(ctx context.Context) error {
 			}
 			s.mu.Unlock()
 		}
+		if s.misses() && s.hasAll(ctx) {
+			s.mu.Lock()
+			for _, t := range s.tables {
+				t.settle()
+			}
+			s.mu.Unlock()
+		}
 		for _, t := range s.tables {
 			s.mu.Lock()
 			ids := slices.Collect(maps.Keys(t.doubt))
@@ -774,6 +802,59 @@ func (s *Store) doubtLoop(ctx context.Context) error {
 		case <-time.After(doubtRest):
 		}
 	}
+}
+
+func (s *Store) misses() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.tables, func(t *table) bool { return len(t.missing) > 0 })
+}
+
+// hasAll reports whether the agent has all that it ever had, or else all that peers
+// have who answer: what it lacks then is gone.
+func (s *Store) hasAll(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, queryLimit)
+	defer cancel()
+	have, err := s.Versions(ctx)
+	if err != nil {
+		return errors.Is(err, corrosion.ErrNoTable) // an agent that cannot tell is believed
+	}
+	s.mu.Lock()
+	all := covers(have, s.seen)
+	s.mu.Unlock()
+	if all {
+		return true
+	}
+	var targets []Versions
+	if s.cfg.Peers != nil {
+		targets = s.cfg.Peers(ctx)
+	}
+	if len(targets) == 0 || !covers(have, targets...) {
+		return false
+	}
+	s.mu.Lock()
+	s.seen = have // nobody has the rest
+	s.mu.Unlock()
+	return true
+}
+
+// covers reports whether have is not behind any of the others.
+func covers(have Versions, others ...Versions) bool {
+	for _, o := range others {
+		for writer, version := range o {
+			if have[writer] < version {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Seen returns the most that the agent has had of each writer.
+func (s *Store) Seen() Versions {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.seen)
 }
 
 // readRows takes rows as they are in the agent's database. If settled, the next

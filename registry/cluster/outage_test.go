@@ -2,12 +2,15 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -156,4 +159,56 @@ func signal(t *testing.T, a *agenttest.Agent, sig syscall.Signal) {
 	if err := syscall.Kill(a.Pid(), sig); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// An agent that lost its database takes nobody's names away, and gets this server's
+// rows again. What it lacks is gone once peers say that they lack it, too.
+func TestAgentLosesItsDatabase(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Schema: schema})
+	c := client(t, a.URL)
+	var answering atomic.Bool
+	s := running(t, Config{Client: c, Peers: func(ctx context.Context) []Versions {
+		if !answering.Load() {
+			return nil
+		}
+		return []Versions{{{1}: 0}} // a peer with nothing at all
+	}})
+	insert := "INSERT INTO containers (id, service, server_id, ip, health_status) VALUES (?, ?, 'web2', ?, 'healthy')"
+	if _, err := c.Exec(t.Context(), corrosion.SQL(insert, "theirs", "db", "10.210.1.9")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Register(t.Context(), container("ours", 2)); err != nil {
+		t.Fatal(err)
+	}
+	stored(t, c, 20*time.Second, "ours", "theirs") // ours after ten seconds without a peer
+	shows(t, s, time.Second, "ours", "theirs")
+	eventually(t, 10*time.Second, "versions seen", func() error {
+		if len(s.Seen()) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+
+	a.Stop(t, syscall.SIGKILL)
+	eventually(t, 5*time.Second, "lost", func() error { return up(s, false) })
+	for _, pattern := range []string{"state.db*", "subscriptions"} {
+		files, err := filepath.Glob(filepath.Join(a.Dir, pattern))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, files, err)
+		}
+		for _, f := range files {
+			if err := os.RemoveAll(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	a.Restart(t)
+	eventually(t, 5*time.Second, "followed again", func() error { return up(s, true) })
+	stored(t, c, 5*time.Second, "ours")
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // as long as it may take to be wrong
+		shows(t, s, 0, "ours", "theirs")
+	}
+	answering.Store(true)
+	shows(t, s, 5*time.Second, "ours")
+	stored(t, c, time.Second, "ours")
 }

@@ -189,14 +189,7 @@ func (s *Store) catchUp(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	for _, target := range s.own.target {
-		for writer, version := range target {
-			if have[writer] < version {
-				return age >= settledFor
-			}
-		}
-	}
-	return true
+	return covers(have, s.own.target...) || age >= settledFor
 }
 
 // Versions returns what the agent has of each writer.
