@@ -367,10 +367,12 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 	case p.claimed.IsZero():
 		return p.claim(ctx, rows, taken)
 	case taken.LostTo != "":
-		return p.yield(ctx, taken.LostTo)
+		err = p.yield(ctx, taken.LostTo)
 	}
-	p.store.SetSelf(p.rowOf(self))
-	return nil
+	if !errors.Is(err, errMoved) {
+		p.store.SetSelf(p.rowOf(p.members.Self()))
+	}
+	return err
 }
 
 // sameCluster refuses the registry of another cluster.
@@ -417,25 +419,23 @@ func (p *clusterPart) tellRefused(t membership.Taken, skipped []registry.Skipped
 func (p *clusterPart) claim(ctx context.Context, rows []membership.Row, taken membership.Taken) (err error) {
 	self := p.members.Self()
 	id, hostname, subnet := self.ID, self.Hostname, self.Subnet
-	at := slices.IndexFunc(rows, func(r membership.Row) bool { return r.Key == self.Key && r.RemovedAt.IsZero() && r.Subnet.IsValid() })
-	if at >= 0 {
-		id, hostname, subnet = rows[at].ID, rows[at].Hostname, rows[at].Subnet
-	} else {
-		if !taken.IDOf.IsZero() {
-			var ids []string
-			for _, r := range rows {
-				ids = append(ids, r.ID)
-			}
-			if id, err = p.members.FreeID(hostname, ids...); err != nil {
-				return err
-			}
-			p.log.Warn("another server has this machine's id; taking the next", "id", self.ID, "its_key", taken.IDOf, "new_id", id)
+	if !taken.Own.Key.IsZero() {
+		id, hostname, subnet = taken.Own.ID, taken.Own.Hostname, taken.Own.Subnet
+	} else if !taken.IDOf.IsZero() {
+		var ids []string
+		for _, r := range rows {
+			ids = append(ids, r.ID)
 		}
-		if taken.LostTo != "" {
-			if subnet, err = p.members.FreeSubnet(); err != nil {
-				return err
-			}
+		if id, err = p.members.FreeID(hostname, ids...); err != nil {
+			return err
 		}
+		p.log.Warn("another server has this machine's id; taking the next", "id", self.ID, "its_key", taken.IDOf, "new_id", id)
+	}
+	if taken.LostTo != "" {
+		if subnet, err = p.members.FreeSubnet(); err != nil {
+			return err
+		}
+		p.log.Warn("subnet belongs to another server; taking a free one", "server", taken.LostTo, "new_subnet", subnet)
 	}
 	if subnet != self.Subnet {
 		if err := p.unattached(subnet, taken.LostTo); err != nil {

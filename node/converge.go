@@ -15,14 +15,16 @@ import (
 	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/host"
+	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/registry"
 	"github.com/acidtib/jiji-node/tunnel"
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
 const (
-	convergeEvery = time.Minute     // puts back what somebody changed without news of it
-	convergeRetry = 2 * time.Second // after a plan that could not be applied whole; twice as long each time it fails alike
+	convergeEvery = time.Minute      // puts back what somebody changed without news of it
+	tellLeaving   = 20 * time.Second // a removed server hears so through the mesh
+	convergeRetry = 2 * time.Second  // after a plan that could not be applied whole; twice as long each time it fails alike
 )
 
 // converge applies the plan that follows from all that is known now. Applying
@@ -40,7 +42,8 @@ func (n *Node) converge(fresh, regular bool) error {
 	if fresh {
 		topo := n.members.Topology()
 		c := n.cluster.Load()
-		n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.peerMTU)
+		n.noteLeaving(topo)
+		n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.isLeaving, n.peerMTU)
 		n.plan.zone.Partial = c != nil && !c.store.Whole()
 		if c != nil {
 			c.setPeers(topo)
@@ -80,6 +83,21 @@ func (n *Node) converge(fresh, regular bool) error {
 func (n *Node) containers() iter.Seq[*registry.Container] {
 	return n.store().Snapshot().All()
 }
+
+// noteLeaving notes which peers have been removed since the last plan.
+func (n *Node) noteLeaving(t topology.Topology) {
+	now := time.Now()
+	for _, s := range t.Servers {
+		was := slices.ContainsFunc(n.plan.peers, func(p tunnel.Peer) bool { return p.Key == s.Key })
+		if _, known := n.leaving[s.Key]; was && !known && !s.RemovedAt.IsZero() {
+			n.leaving[s.Key] = now.Add(tellLeaving)
+		} else if known && s.RemovedAt.IsZero() {
+			delete(n.leaving, s.Key)
+		}
+	}
+}
+
+func (n *Node) isLeaving(key wgkey.Public) bool { return time.Now().Before(n.leaving[key]) }
 
 // logRefused tells of containers that are not answered, once.
 func (n *Node) logRefused() {

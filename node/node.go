@@ -107,10 +107,11 @@ type Node struct {
 	degraded []string // what the node does without, one line each; guarded by mu
 
 	// The rest is the converge loop's alone.
-	keeper *host.Keeper
-	plan   plan
-	serial uint32        // of the zone
-	again  time.Duration // until a plan that could not be applied whole is tried again
+	keeper  *host.Keeper
+	plan    plan
+	leaving map[wgkey.Public]time.Time // servers that were removed, and until when they are told
+	serial  uint32                     // of the zone
+	again   time.Duration              // until a plan that could not be applied whole is tried again
 
 	guard     guard
 	stopGuard func() // ends guardLoop and waits for that
@@ -131,7 +132,7 @@ func Run(ctx context.Context, cfg Config) error {
 // run is Run until this machine's addresses move: then it returns errMoved.
 func run(ctx context.Context, cfg Config) (err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
-		storeChanged: make(chan struct{}, 1), uses: make(chan use), reopened: make(chan struct{}, 1), hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
+		storeChanged: make(chan struct{}, 1), leaving: map[wgkey.Public]time.Time{}, uses: make(chan use), reopened: make(chan struct{}, 1), hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)

@@ -30,18 +30,20 @@ type plan struct {
 // makePlan says what tunnel, monitor, host and name server are to hold. It
 // does no I/O. Without ipv6, which a machine may have disabled, there are no
 // routes to management addresses. What mtu returns for a peer is in bytes; 0: the
-// tunnel's. registered says that t is kept by a registry.
-func makePlan(t topology.Topology, key wgkey.Public, containers iter.Seq[*registry.Container], ipv6, registered bool, mtu func(wgkey.Public) int) plan {
+// tunnel's. registered says that t is kept by a registry, leaving
+// which servers were removed from it just now.
+func makePlan(t topology.Topology, key wgkey.Public, containers iter.Seq[*registry.Container], ipv6, registered bool, leaving func(wgkey.Public) bool, mtu func(wgkey.Public) int) plan {
 	self, _ := t.Self(key)
 	p := plan{candidates: map[wgkey.Public][]netip.AddrPort{}}
 	for _, s := range t.Servers {
-		// A server without a subnet is a peer only if it lost its own to another
-		// one, for then it has to be told (only the registry takes subnets away).
-		if s.Key == key || !s.RemovedAt.IsZero() || !self.RemovedAt.IsZero() || !s.Subnet.IsValid() && !registered {
+		// One that lost its subnet to another, or was removed just now, can be told
+		// so only through the mesh: the registry's gossip still reaches it.
+		told := registered && (leaving(s.Key) || s.RemovedAt.IsZero() && !s.Subnet.IsValid())
+		if s.Key == key || !self.RemovedAt.IsZero() || !told && (!s.RemovedAt.IsZero() || !s.Subnet.IsValid()) {
 			continue
 		}
 		peer := tunnel.Peer{Key: s.Key, AllowedIPs: []netip.Prefix{host32(s.ManagementIP)}, Keepalive: keepalive, MTU: mtu(s.Key)}
-		if s.Subnet.IsValid() {
+		if !told {
 			peer.AllowedIPs = slices.Insert(peer.AllowedIPs, 0, s.Subnet)
 			p.routes = append(p.routes, host.Route{Dst: s.Subnet, Src: self.WireGuardIP, MTU: mtu(s.Key)})
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -35,7 +36,7 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	gone, unallocated := server(3), server(4)
 	gone.RemovedAt = time.Now()
 	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
-	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, false, unlimited)
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, false, nobody, unlimited)
 	var got []string
 	for _, peer := range p.peers {
 		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
@@ -62,7 +63,7 @@ func unlimited(wgkey.Public) int { return 0 }
 
 func TestPlanLimitsPeers(t *testing.T) {
 	limit := map[wgkey.Public]int{server(1).Key: 1232, server(2).Key: 1360}
-	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, false, func(k wgkey.Public) int { return limit[k] })
+	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, false, nobody, func(k wgkey.Public) int { return limit[k] })
 	var got []int
 	for _, peer := range p.peers {
 		got = append(got, peer.MTU)
@@ -76,7 +77,7 @@ func TestPlanLimitsPeers(t *testing.T) {
 }
 
 func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
-	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, false, unlimited).routes {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, false, nobody, unlimited).routes {
 		if r.Dst.Addr().Is6() {
 			t.Errorf("route %v", r.Dst)
 		}
@@ -86,7 +87,7 @@ func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
 func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
 	me := server(0)
 	me.RemovedAt = time.Now()
-	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, false, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, false, nobody, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
 		t.Errorf("got %+v", p)
 	}
 }
@@ -106,7 +107,7 @@ func TestPlanNames(t *testing.T) {
 		elsewhere("remote", "web1", "10.210.1.10"),
 		elsewhere("refused", "web1", "10.210.0.20"),
 		elsewhere("unknown", "web9", "10.210.9.10"),
-	), true, false, unlimited)
+	), true, false, nobody, unlimited)
 	if len(p.refused) != 1 || p.refused[0].Key != "refused" {
 		t.Errorf("refused are %+v, want the container with another server's address", p.refused)
 	}
@@ -225,6 +226,35 @@ func seq(list ...registry.Container) iter.Seq[*registry.Container] {
 		for i := range list {
 			if !yield(&list[i]) {
 				return
+			}
+		}
+	}
+}
+
+func nobody(wgkey.Public) bool { return false }
+
+// A server that was removed just now, or lost its subnet, is told so through the
+// mesh, and is nothing else in it.
+func TestPlanTellsWhoLeaves(t *testing.T) {
+	gone, lost := server(1), server(2)
+	gone.RemovedAt = time.Now()
+	lost.Subnet, lost.WireGuardIP = netip.Prefix{}, netip.Addr{}
+	for _, registered := range []bool{false, true} {
+		p := makePlan(mesh(server(0), gone, lost, server(3)), server(0).Key, seq(), true, registered, func(k wgkey.Public) bool { return k == gone.Key }, unlimited)
+		got := map[wgkey.Public]int{}
+		for _, peer := range p.peers {
+			got[peer.Key] = len(peer.AllowedIPs)
+		}
+		want := map[wgkey.Public]int{server(3).Key: 2}
+		if registered {
+			want[gone.Key], want[lost.Key] = 1, 1
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("registered %v: allowed IPs of peers %v, want %v", registered, got, want)
+		}
+		for _, r := range p.routes {
+			if r.Dst == gone.Subnet {
+				t.Errorf("registered %v: a route to the removed server: %v", registered, r)
 			}
 		}
 	}

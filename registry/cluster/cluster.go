@@ -64,21 +64,22 @@ type Store struct {
 	cfg Config
 	log *slog.Logger
 
-	mu       sync.Mutex // guards all until the blank line
-	tables   []*table
-	catalog  *registry.Catalog
-	local    map[string]registry.Container // this server's own, as in the file
-	mine     map[string]struct{}           // ids whose row says that they are this server's
-	extras   map[string]struct{}           // likewise in jiji_containers
-	servers  map[string][]any              // cells of servers, by id
-	added    map[string][]any              // cells of jiji_servers, by id
-	metadata map[string]string             // of the cluster
-	moved    bool                          // servers, added or metadata changed since they were published
-	self     *registry.Server              // this server's row as it is to be; nil: not yet
-	upSince  time.Time                     // when all tables were followed; zero if they are not
-	lostAt   time.Time                     // when the agent was lost, or the store opened; zero while it is followed
-	wholeAt  time.Time                     // when all tables had been read once
-	seen     Versions                      // the most that the agent has had
+	mu        sync.Mutex // guards all until the blank line
+	tables    []*table
+	catalog   *registry.Catalog
+	local     map[string]registry.Container // this server's own, as in the file
+	mine      map[string]struct{}           // ids whose row says that they are this server's
+	extras    map[string]struct{}           // likewise in jiji_containers
+	servers   map[string][]any              // cells of servers, by id
+	added     map[string][]any              // cells of jiji_servers, by id
+	metadata  map[string]string             // of the cluster
+	moved     bool                          // servers, added or metadata changed since they were published
+	self      *registry.Server              // this server's row as it is to be; nil: not yet
+	upSince   time.Time                     // when all tables were followed; zero if they are not
+	lostAt    time.Time                     // when the agent was lost, or the store opened; zero while it is followed
+	toldWhole bool                          // Changed was told of Whole
+	wholeAt   time.Time                     // when all tables had been read once
+	seen      Versions                      // the most that the agent has had
 
 	containers, services, extra, server, serverExtra, meta *table
 
@@ -287,8 +288,10 @@ func (s *Store) ServersChanged() <-chan struct{} { return s.serversC }
 func (s *Store) Whole() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.containers.complete || len(s.cfg.Cached) > 0
+	return s.whole()
 }
+
+func (s *Store) whole() bool { return s.containers.complete || len(s.cfg.Cached) > 0 }
 
 // State tells how the registry is.
 func (s *Store) State() State {
@@ -583,9 +586,13 @@ func (s *Store) publishNow() {
 	if s.moved || s.view.Load() == nil {
 		view, s.moved = s.serversNow(), false
 	}
+	whole := s.whole() && !s.toldWhole
+	s.toldWhole = s.toldWhole || whole
 	s.mu.Unlock()
 	if last := s.snapshot.Swap(next); last != next {
 		s.logSkipped(last, next)
+		poke(s.changed)
+	} else if whole { // which makes names that are not in it unknown ones
 		poke(s.changed)
 	}
 	if view != nil {

@@ -20,6 +20,8 @@ const (
 	laneKeys    = 1000            // more changes than that are left to the subscriptions
 	laneWriters = 1024            // whose notices are kept at a time
 	laneFirst   = 2 * time.Millisecond
+	laneEager   = 12 * time.Millisecond  // between two looks while the change may come any moment
+	lanePatient = 400 * time.Millisecond // after which it is late
 	laneMost    = 100 * time.Millisecond
 )
 
@@ -128,7 +130,9 @@ func (s *Store) laneLoop(ctx context.Context) error {
 				delete(waits, writer)
 				continue
 			}
-			w.next = min(2*w.next, laneMost)
+			if w.next = min(2*w.next, laneEager); time.Until(w.until) < laneLimit-lanePatient {
+				w.next = laneMost
+			}
 			waits[writer] = w
 		}
 	}

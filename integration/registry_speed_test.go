@@ -1,0 +1,224 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+	"github.com/acidtib/jiji-node/node/control"
+)
+
+const (
+	registrations = 200
+	fastBound     = 300 * time.Millisecond // p99 from a registration to the answer on another server
+	slowBound     = time.Second            // likewise by subscription alone
+	addBound      = 2 * time.Second        // from `server add` to a peer everywhere
+)
+
+// A seer asks a server's name server from that server, again and again.
+type seer struct {
+	name string
+	conn *dns.Conn
+}
+
+func newSeer(t *testing.T, s *lab.Server, i int) *seer {
+	t.Helper()
+	var conn net.Conn
+	err := s.Do(func() (err error) {
+		conn, err = net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(wireGuardIP(i)), 53).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &seer{s.Name, &dns.Conn{Conn: conn}}
+}
+
+// until asks every millisecond until the name has that many addresses, and
+// returns when that was.
+func (s *seer) until(name string, want int, limit time.Duration) (time.Time, error) {
+	end := time.Now().Add(limit)
+	for {
+		m := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		s.conn.SetDeadline(time.Now().Add(time.Second))
+		if err := s.conn.WriteMsg(m); err != nil {
+			return time.Time{}, err
+		}
+		r, err := s.conn.ReadMsg()
+		now := time.Now()
+		if err == nil && r.Id == m.Id && len(r.Answer) == want {
+			return now, nil
+		}
+		if now.After(end) {
+			return now, fmt.Errorf("%s on %s: not %d addresses within %v: %v, %v", name, s.name, want, limit, r, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// spread returns the times from each change to the answers on the others.
+func (c *cluster) spread(n int, change func(i int) (name string, want int)) []time.Duration {
+	c.t.Helper()
+	var seers []*seer
+	for i, s := range c.servers[1:] {
+		seers = append(seers, newSeer(c.t, s, i+1))
+	}
+	var times []time.Duration
+	for i := range n {
+		name, want := change(i)
+		began := time.Now()
+		seen := make(chan error, len(seers))
+		took := make([]time.Duration, len(seers))
+		for k, s := range seers {
+			go func() {
+				at, err := s.until(name, want, 10*time.Second)
+				took[k] = max(0, at.Sub(began))
+				seen <- err
+			}()
+		}
+		for range seers {
+			if err := <-seen; err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		times = append(times, took...)
+	}
+	slices.Sort(times)
+	return times
+}
+
+func percentile(sorted []time.Duration, p int) time.Duration {
+	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
+}
+
+func (c *cluster) judge(what string, times []time.Duration, bound time.Duration) {
+	c.t.Helper()
+	c.t.Logf("%s: p50 %v, p90 %v, p99 %v of %d", what, percentile(times, 50), percentile(times, 90), percentile(times, 99), len(times))
+	if p99 := percentile(times, 99); p99 > bound {
+		c.t.Errorf("%s: p99 %v, want at most %v", what, p99, bound)
+	}
+}
+
+func (c *cluster) register(i int, service, id, ip string) {
+	c.t.Helper()
+	if _, err := clientOf(c.servers[i]).Register(c.t.Context(), control.Container{ID: id, Service: service, IP: netip.MustParseAddr(ip)}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// A service registered on one server answers on all, and one that turned
+// unhealthy on none, in well under a second.
+func TestRegistryShow1AnswersSpread(t *testing.T) {
+	c := newCluster(t, 3)
+	c.Plain() // times of a binary that users run
+	c.startAll()
+	register := func(prefix string) func(int) (string, int) {
+		return func(i int) (string, int) {
+			c.register(0, fmt.Sprintf("%s%d", prefix, i), fmt.Sprintf("%s%d", prefix, i), fmt.Sprintf("10.210.0.%d", 2+i%250))
+			return fmt.Sprintf("%s%d.jiji.", prefix, i), 1
+		}
+	}
+	c.judge("registered, with notices", c.spread(registrations, register("fast")), fastBound)
+	c.judge("unhealthy, with notices", c.spread(registrations/4, func(i int) (string, int) {
+		err := clientOf(c.servers[0]).SetHealth(t.Context(), control.HealthRequest{ID: fmt.Sprintf("fast%d", i), Health: "unhealthy"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("fast%d.jiji.", i), 0
+	}), fastBound)
+
+	for _, s := range c.servers { // the fast lane is lost
+		s.Run("nft", "add table inet mute; add chain inet mute in { type filter hook input priority -400; }; add rule inet mute in udp dport 8786 drop")
+	}
+	c.judge("registered, without notices", c.spread(registrations/4, register("slow")), slowBound)
+}
+
+// A server that is added on one is a peer of all, and joins with nothing but one
+// member's entry.
+func TestRegistryShow1ServerAdded(t *testing.T) {
+	c := newCluster(t, 3)
+	c.Plain()
+	c.startAll()
+	s := c.Server("web4").On(c.lan)
+	s.SetResolvers(c.lan.Gateway())
+	s.WriteFile("/run/web2.json", c.servers[1].ReadFile("/run/web2.json"))
+	sh(s, "jiji-node init --name web4 --endpoint "+s.Addr(c.lan).String()+" > web4.json && jiji-node server add web2.json")
+	c.servers[1].WriteFile("/run/web4.json", s.ReadFile("/run/web4.json"))
+
+	c.servers[1].Run("jiji-node", "server", "add", "/run/web4.json") // its subnet is web1's: it gets another
+	added := time.Now()
+	for _, other := range c.servers {
+		waitPeer(t, other, "web4", 10*time.Second, func(control.Peer) bool { return true })
+	}
+	took := time.Since(added)
+	t.Logf("a peer of all after %v", took)
+	if took > addBound {
+		t.Errorf("a peer of all after %v, want at most %v", took, addBound)
+	}
+
+	node := s.Start(append([]string{"run"}, c.corrosion()...)...)
+	node.WaitReady()
+	c.servers = append(c.servers, s)
+	c.joined(s)
+	for i, other := range c.servers[:3] {
+		p := waitPeer(t, other, "web4", 30*time.Second, func(p control.Peer) bool { return p.State == "up" })
+		if p.Subnet.String() != "10.210.3.0/24" {
+			t.Errorf("%s has web4 with subnet %s, want 10.210.3.0/24", other.Name, p.Subnet)
+		}
+		reach(t, s.Host, wireGuardIP(i), 20*time.Second)
+		reach(t, other.Host, wireGuardIP(3), 20*time.Second)
+	}
+	c.register(3, "api", "four", "10.210.3.10")
+	for i, other := range c.servers {
+		answers(t, other, i, "api.jiji", 10*time.Second, "10.210.3.10")
+	}
+}
+
+// From what a node's agent has to what its name server answers.
+func TestRegistryShow1EventToAnswer(t *testing.T) {
+	c := newCluster(t, 2)
+	c.Plain()
+	c.startAll()
+	c.register(0, "api", "one", "10.210.0.10")
+	answers(t, c.servers[1], 1, "api.jiji", 10*time.Second, "10.210.0.10")
+	token := strings.TrimSpace(c.servers[1].ReadFile("/var/lib/jiji/corrosion/token"))
+	see := newSeer(t, c.servers[1], 1)
+	var times []time.Duration
+	for i := range 30 {
+		name := fmt.Sprintf("event%d", i)
+		events := c.servers[1].Spawn("curl", "-sN", "-H", "Authorization: Bearer "+token, "-H", "Content-Type: application/json",
+			"-d", `"SELECT id, service FROM containers WHERE id = '`+name+`'"`, "http://127.0.0.1:8080/v1/subscriptions")
+		lab.Eventually(t, 10*time.Second, "the subscription stands", func() error {
+			if !strings.Contains(events.Log(), `"eoq"`) {
+				return fmt.Errorf("it says %q", events.Log())
+			}
+			return nil
+		})
+		c.register(0, name, name, fmt.Sprintf("10.210.0.%d", 20+i))
+		seen := make(chan time.Time, 1)
+		go func() {
+			for !strings.Contains(events.Log(), `"change"`) {
+				time.Sleep(time.Millisecond)
+			}
+			seen <- time.Now()
+		}()
+		answered, err := see.until(name+".jiji.", 1, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		times = append(times, max(0, answered.Sub(<-seen)))
+		events.Stop()
+	}
+	slices.Sort(times)
+	c.judge("from the event to the answer", times, 100*time.Millisecond)
+}
