@@ -107,9 +107,10 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)
+	cached, versions := n.readCache()
 	p.store, err = cluster.Open(ctx, cluster.Config{
 		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: hex.EncodeToString(boot), Version: n.cfg.Version,
-		MTU: func() int { return int(n.mtu.Load()) }, Cached: n.readCache(), Peers: p.askPeers, Wrote: p.wrote, Log: n.log,
+		MTU: func() int { return int(n.mtu.Load()) }, Cached: cached, CachedVersions: versions, Peers: p.askPeers, Wrote: p.wrote, Log: n.log,
 	})
 	return p, err
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/usage"
 	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/registry/cluster"
 	"github.com/acidtib/jiji-node/registry/embedded"
 )
 
@@ -247,16 +249,17 @@ func (n api) registryStatus(snapshot *registry.Snapshot) control.Registry {
 // without an agent. Its fields are the catalog's; some may be added.
 type cacheDoc struct {
 	Containers []control.Container `json:"containers"`
+	Versions   map[string]int64    `json:"versions,omitempty"` // that the agent had of each writer, by its site id in hexadecimal digits
 	WrittenAt  time.Time           `json:"writtenAt"`
 }
 
 func (n *Node) cachePath() string { return filepath.Join(n.cfg.StateDir, cacheFile) }
 
 // readCache returns what the last run knew. A file that cannot be read is none.
-func (n *Node) readCache() []registry.Container {
+func (n *Node) readCache() ([]registry.Container, cluster.Versions) {
 	text, _, err := statefile.Read(n.cachePath(), maxCache)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	var doc cacheDoc
 	if err == nil {
@@ -264,7 +267,7 @@ func (n *Node) readCache() []registry.Container {
 	}
 	if err != nil {
 		n.log.Warn("containers of other servers as last known cannot be read; waiting for the registry", "file", n.cachePath(), "err", err)
-		return nil
+		return nil, nil
 	}
 	var list []registry.Container
 	for _, v := range doc.Containers {
@@ -272,7 +275,13 @@ func (n *Node) readCache() []registry.Container {
 			list = append(list, c)
 		}
 	}
-	return list
+	versions := cluster.Versions{}
+	for site, version := range doc.Versions {
+		if id, err := hex.DecodeString(site); err == nil && len(id) == 16 {
+			versions[[16]byte(id)] = version
+		}
+	}
+	return list, versions
 }
 
 // cachedContainer is the reverse of containerOf.
@@ -321,12 +330,15 @@ func (p *clusterPart) writeCache() error {
 	if !p.store.Whole() {
 		return nil
 	}
-	doc := cacheDoc{Containers: []control.Container{}, WrittenAt: time.Now().UTC().Truncate(time.Second)}
+	doc := cacheDoc{Containers: []control.Container{}, Versions: map[string]int64{}, WrittenAt: time.Now().UTC().Truncate(time.Second)}
 	self := p.members.Self().ID
 	for c := range p.store.Snapshot().All() {
 		if c.ServerID != self {
 			doc.Containers = append(doc.Containers, containerOf(*c))
 		}
+	}
+	for site, version := range p.store.Seen() {
+		doc.Versions[hex.EncodeToString(site[:])] = version
 	}
 	text, err := json.Marshal(doc)
 	if err != nil {

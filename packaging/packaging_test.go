@@ -91,7 +91,7 @@ func TestCorrosionExample(t *testing.T) {
 			t.Errorf("%s is in no directory of the service", dir)
 		}
 	}
-	for key, want := range map[string]any{"gossip.plaintext": true, "gossip.max_mtu": int64(1232), "db.cache_size_kib": int64(-8192), "perf.wal_threshold_mb": int64(64)} {
+	for key, want := range map[string]any{"gossip.plaintext": true, "gossip.max_mtu": int64(1232), "db.cache_size_kib": int64(-8192), "perf.wal_threshold_mb": int64(64), "perf.max_sync_backoff": int64(3)} {
 		table, name, _ := strings.Cut(key, ".")
 		if got[table][name] != want {
 			t.Errorf("%s is %v, want %v", key, got[table][name], want)

@@ -173,6 +173,7 @@ func render(c Config, token string, peers []netip.AddrPort) []byte {
 		line("prometheus.addr = %s", quote(c.Metrics.String()))
 	}
 	line("\n[perf]")
+	line("max_sync_backoff = 3 # seconds, between two syncs of an agent that has run for a while; without this 15")
 	line("wal_threshold_mb = 64 # without this the write-ahead log grows to 5 GiB")
 	line("\n[log]")
 	line(`format = "json"`)

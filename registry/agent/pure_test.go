@@ -81,7 +81,8 @@ func TestRender(t *testing.T) {
 		Admin     struct{ Path string }
 		Telemetry struct{ Prometheus struct{ Addr string } }
 		Perf      struct {
-			WAL int `toml:"wal_threshold_mb"`
+			WAL  int `toml:"wal_threshold_mb"`
+			Sync int `toml:"max_sync_backoff"`
 		}
 		Log struct{ Format string }
 	}
@@ -99,7 +100,7 @@ func TestRender(t *testing.T) {
 	if is != want {
 		t.Errorf("got  %s\nwant %s", is, want)
 	}
-	if got.DB.Cache != -8192 || !got.Gossip.Plaintext || got.Gossip.MTU != 1232 || got.Perf.WAL != 64 {
+	if got.DB.Cache != -8192 || !got.Gossip.Plaintext || got.Gossip.MTU != 1232 || got.Perf.WAL != 64 || got.Perf.Sync != 3 {
 		t.Errorf("got %+v", got)
 	}
 	c.Metrics = netip.AddrPort{}

@@ -45,6 +45,10 @@ type Config struct {
 	// been read.
 	Cached []registry.Container
 
+	// CachedVersions are those that the agent had then: an agent that has less
+	// removes nothing.
+	CachedVersions Versions
+
 	// Peers asks some peers for their versions; it returns those that answered.
 	// A node writes its own rows only when it has what they have. nil: there are none.
 	Peers func(context.Context) []Versions
@@ -76,6 +80,7 @@ type Store struct {
 	toldLost  bool                          // the log was told of lostAt
 	toldWhole bool                          // Changed was told of Whole
 	wholeAt   time.Time                     // when all tables had been read once
+	seen      Versions                      // the most that the agent has had
 
 	containers, services, extra, server, serverExtra, meta *table
 
@@ -135,7 +140,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, catalog: registry.NewCatalog(),
 		local: map[string]registry.Container{}, mine: map[string]struct{}{}, extras: map[string]struct{}{},
-		servers: map[string][]any{}, added: map[string][]any{}, metadata: map[string]string{}, lostAt: time.Now(),
+		servers: map[string][]any{}, added: map[string][]any{}, metadata: map[string]string{}, lostAt: time.Now(), seen: Versions{},
 		changed: make(chan struct{}, 1), serversC: make(chan struct{}, 1), publish: make(chan struct{}, 1),
 		doubts: make(chan struct{}, 1), sync: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 		own: newOwn(), lane: newLane(),
@@ -153,6 +158,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		s.catalog.SetExtra(c.ID, rowOf(c))
 		s.containers.rows[c.ID], s.extra.rows[c.ID] = 0, 0
 	}
+	maps.Copy(s.seen, cfg.CachedVersions)
 	s.takeLocal()
 	s.publishNow()
 	return s, nil
@@ -175,6 +181,7 @@ func (s *Store) makeTables() {
 		s.catalog.SetRow(id, registry.Row{ID: c[0], Service: c[1], ServerID: c[2], IP: c[3], StartedAt: c[4], Instance: c[5],
 			Health: c[6], LastCheck: c[7], Failures: c[8], HealthPort: c[9]})
 	}
+	s.containers.own = func(id string) bool { return has(s.mine, id) }
 	s.containers.drop = func(id string) {
 		delete(s.mine, id)
 		s.catalog.DropRow(id)
@@ -196,6 +203,7 @@ func (s *Store) makeTables() {
 		delete(s.extras, id)
 		s.catalog.SetExtra(id, registry.Row{ID: c[0], OursServerID: c[1], Project: c[2], Name: c[3], Ports: c[4], External: c[5]})
 	}
+	s.extra.own = func(id string) bool { return has(s.extras, id) }
 	s.extra.drop = func(id string) {
 		delete(s.extras, id)
 		s.catalog.DropExtra(id)
@@ -238,7 +246,14 @@ func (s *Store) makeTables() {
 		delete(s.metadata, id)
 		s.moved = true
 	}
+	s.server.own = func(id string) bool { return id == s.cfg.ServerID }
+	s.serverExtra.own = s.server.own
 	s.tables = []*table{s.server, s.serverExtra, s.meta, s.services, s.containers, s.extra}
+}
+
+func has(set map[string]struct{}, id string) bool {
+	_, ok := set[id]
+	return ok
 }
 
 // seenNever is a row of servers without last_seen.
@@ -345,17 +360,25 @@ func (s *Store) joined(ctx context.Context) error {
 const (
 	compareEvery = 5 * time.Minute // how often the view is compared with the tables
 	queryLimit   = 30 * time.Second
+	askEvery     = 5 * time.Second  // how often the agent is asked whether it answers
+	askLimit     = 10 * time.Second // for that answer
 )
 
 // follow follows all tables, and begins anew where their streams turn out to
-// have missed something.
+// have missed something, or the agent not to answer any more.
 func (s *Store) follow(ctx context.Context) error {
 	for ctx.Err() == nil {
+		var silent error
 		streams, stop := context.WithCancel(ctx)
 		g, streams := errgroup.WithContext(streams)
 		for _, t := range s.tables {
 			g.Go(func() error { return s.cfg.Client.Follow(streams, t.all(), &follower{s: s, t: t}) })
 		}
+		g.Go(func() error {
+			defer stop()
+			silent = s.listen(streams)
+			return nil
+		})
 		g.Go(func() error {
 			defer stop()
 			tick := time.NewTicker(compareEvery)
@@ -372,13 +395,61 @@ func (s *Store) follow(ctx context.Context) error {
 				}
 			}
 		})
-		if err := g.Wait(); err != nil {
-			stop()
+		err := g.Wait()
+		stop()
+		if err != nil {
 			return fmt.Errorf("follow registry: %w", err)
 		}
-		stop()
+		if silent != nil {
+			s.awaitAnswer(ctx, silent)
+		}
 	}
 	return nil
+}
+
+// listen returns an error once the agent does not answer any more, nil when ctx is
+// done. The streams do not tell: a process that is stopped keeps its connections.
+func (s *Store) listen(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(askEvery):
+		}
+		if err := s.ask(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// ask returns an error if the agent keeps a question for askLimit. One that
+// refuses it does not.
+func (s *Store) ask(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	if have, err := s.Versions(limited); err == nil {
+		s.mu.Lock()
+		for writer, version := range have {
+			s.seen[writer] = max(s.seen[writer], version)
+		}
+		s.mu.Unlock()
+	}
+	if limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("the agent has not answered for %v", askLimit)
+	}
+	return nil
+}
+
+// awaitAnswer notes that the agent is lost, and returns when it answers again.
+func (s *Store) awaitAnswer(ctx context.Context, silent error) {
+	s.mu.Lock()
+	for _, t := range s.tables {
+		t.live, t.lost = false, silent
+	}
+	s.mu.Unlock()
+	s.followed()
+	for ctx.Err() == nil && s.ask(ctx) != nil {
+	}
 }
 
 // compare reads all tables and returns the name of one that has rows which its
@@ -435,7 +506,7 @@ func (s *Store) differing(ctx context.Context, t *table) map[string]uint64 {
 		}
 	}
 	for id := range t.rows {
-		if _, ok := now[id]; !ok {
+		if _, ok := now[id]; !ok && !has(t.missing, id) {
 			found[id] = 0
 		}
 	}
@@ -510,7 +581,7 @@ func (s *Store) publishNow() {
 	next := s.catalog.Snapshot()
 	doubted := false
 	for _, t := range s.tables {
-		doubted = doubted || len(t.doubt) > 0
+		doubted = doubted || len(t.doubt) > 0 || len(t.missing) > 0
 	}
 	var view *Servers
 	if s.moved || s.view.Load() == nil {
@@ -568,14 +639,14 @@ func serverOf(c, added []any) (registry.Server, bool, *registry.Skipped) {
 
 // takeLocal has the catalog show what the file says.
 func (s *Store) takeLocal() {
+	s.mu.Lock() // before the snapshot is taken: an older one must not come after a newer one
+	defer s.mu.Unlock()
 	next := map[string]registry.Container{}
 	for c := range s.cfg.Local.Snapshot().All() {
 		if c.ServerID == s.cfg.ServerID {
 			next[c.ID] = *c
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for id := range s.local {
 		if _, ok := next[id]; !ok {
 			s.catalog.DropLocal(id)
@@ -648,22 +719,14 @@ func (s *Store) foreign(id string) error {
 	return nil
 }
 
-// written publishes a change of the file and brings it to the agent.
+// written publishes a change of the file and brings it to the agent. An agent that
+// does not answer is not waited for long: syncLoop goes on with it.
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	done := make(chan struct{})
-	go func() { // beyond its patience, for an agent that hangs
-		defer cancel()
-		defer close(done)
-		s.push(ctx)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		poke(s.sync)
-	}
+	defer cancel()
+	s.push(ctx)
 }
 
 // look reads the tables if nobody follows them.
@@ -727,6 +790,13 @@ func (s *Store) doubtLoop(ctx context.Context) error {
 			}
 			s.mu.Unlock()
 		}
+		if s.misses() && s.hasAll(ctx) {
+			s.mu.Lock()
+			for _, t := range s.tables {
+				t.settle()
+			}
+			s.mu.Unlock()
+		}
 		for _, t := range s.tables {
 			s.mu.Lock()
 			ids := slices.Collect(maps.Keys(t.doubt))
@@ -740,6 +810,59 @@ func (s *Store) doubtLoop(ctx context.Context) error {
 		case <-time.After(doubtRest):
 		}
 	}
+}
+
+func (s *Store) misses() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.tables, func(t *table) bool { return len(t.missing) > 0 })
+}
+
+// hasAll reports whether the agent has all that it ever had, or else all that peers
+// have who answer: what it lacks then is gone.
+func (s *Store) hasAll(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, queryLimit)
+	defer cancel()
+	have, err := s.Versions(ctx)
+	if err != nil {
+		return errors.Is(err, corrosion.ErrNoTable) // an agent that cannot tell is believed
+	}
+	s.mu.Lock()
+	all := covers(have, s.seen)
+	s.mu.Unlock()
+	if all {
+		return true
+	}
+	var targets []Versions
+	if s.cfg.Peers != nil {
+		targets = s.cfg.Peers(ctx)
+	}
+	if len(targets) == 0 || !covers(have, targets...) {
+		return false
+	}
+	s.mu.Lock()
+	s.seen = have // nobody has the rest
+	s.mu.Unlock()
+	return true
+}
+
+// covers reports whether have is not behind any of the others.
+func covers(have Versions, others ...Versions) bool {
+	for _, o := range others {
+		for writer, version := range o {
+			if have[writer] < version {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Seen returns the most that the agent has had of each writer.
+func (s *Store) Seen() Versions {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.seen)
 }
 
 // readRows takes rows as they are in the agent's database. If settled, the next

@@ -109,6 +109,9 @@ func (s *Store) push(ctx context.Context) bool {
 	was := *s.writing.Load()
 	w := writing{caughtUp: was.caughtUp, duplicate: was.duplicate}
 	defer func() {
+		if ctx.Err() != nil { // somebody waits no longer: that is no problem of the agent
+			w.problem = was.problem
+		}
 		s.writing.Store(&w)
 		if w.problem != was.problem && w.problem != "" {
 			s.log.Warn("own rows not written", "err", w.problem)
@@ -200,14 +203,7 @@ func (s *Store) catchUp(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	for _, target := range s.own.target {
-		for writer, version := range target {
-			if have[writer] < version {
-				return age >= settledFor
-			}
-		}
-	}
-	return true
+	return covers(have, s.own.target...) || age >= settledFor
 }
 
 // Versions returns what the agent has of each writer.
@@ -426,9 +422,10 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 	return nil
 }
 
-// exec runs one transaction and tells the peers of it.
+// exec runs one transaction and tells the peers of it. Whether one happened whose
+// answer does not come is not known: all of them may be repeated.
 func (s *Store) exec(ctx context.Context, list ...corrosion.Statement) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryLimit)
+	ctx, cancel := context.WithTimeout(ctx, queryLimit)
 	defer cancel()
 	out, err := s.cfg.Client.Exec(ctx, list...)
 	if err != nil {

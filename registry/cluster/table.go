@@ -27,6 +27,11 @@ type table struct {
 	marks map[string]time.Time // rows that were read or written ahead of their event, and when
 	doubt map[string]struct{}  // rows to be read again
 
+	// missing are rows that were known and that a reading of the whole table did
+	// not have: an agent whose database is old or new has fewer than there are.
+	missing map[string]struct{}
+	own     func(id string) bool // the row is this server's to write; nil: none is
+
 	complete bool  // seen whole once
 	live     bool  // followed now
 	absent   bool  // the agent has no such table
@@ -35,7 +40,7 @@ type table struct {
 
 func newTable(name string, ours bool, columns ...string) *table {
 	return &table{name: name, ours: ours, columns: columns,
-		rows: map[string]uint64{}, marks: map[string]time.Time{}, doubt: map[string]struct{}{}}
+		rows: map[string]uint64{}, marks: map[string]time.Time{}, doubt: map[string]struct{}{}, missing: map[string]struct{}{}}
 }
 
 // all selects the whole table. Subscriptions are told apart by their text, and
@@ -56,6 +61,7 @@ func (t *table) some(ids []string) corrosion.Statement {
 // event takes what a subscription says of a row; nil cells: it is gone. What is
 // known to be newer is not replaced, but looked at again.
 func (t *table) event(id string, cells []any) {
+	delete(t.missing, id)
 	if _, marked := t.marks[id]; !marked {
 		t.set(id, cells)
 		return
@@ -71,6 +77,7 @@ func (t *table) event(id string, cells []any) {
 // read takes a row as it is in the agent's database now, ahead of any event.
 func (t *table) read(id string, cells []any, now time.Time) {
 	t.set(id, cells)
+	delete(t.missing, id)
 	t.marks[id] = now
 	delete(t.doubt, id)
 }
@@ -106,7 +113,16 @@ func (t *table) overdue(now time.Time) {
 	}
 }
 
-// A pass is one reading of a whole table: what it has not seen at its end is gone.
+// settle has missing rows read again: the agent has all that it ever had.
+func (t *table) settle() {
+	for id := range t.missing {
+		t.doubt[id] = struct{}{}
+	}
+	clear(t.missing)
+}
+
+// A pass is one reading of a whole table: what it has not seen at its end is
+// missing.
 type pass struct {
 	t    *table
 	seen map[string]struct{}
@@ -121,9 +137,14 @@ func (p *pass) row(id string, cells []any) {
 
 func (p *pass) end() {
 	for id := range p.t.rows {
-		if _, ok := p.seen[id]; !ok {
-			p.t.event(id, nil)
+		if _, ok := p.seen[id]; ok {
+			continue
 		}
+		if p.t.own != nil && p.t.own(id) { // the file has it
+			p.t.event(id, nil)
+			continue
+		}
+		p.t.missing[id] = struct{}{}
 	}
 	p.t.complete = true
 }

@@ -89,7 +89,7 @@ func (c *Client) Follow(ctx context.Context, s Statement, v View) error {
 	}
 	f := follower{c: c, view: v, body: body}
 	text, spaces := s.SQL, 0
-	for failures, stuck := 0, 0; ; {
+	for failures, stuck, refused := 0, 0, false; ; {
 		end := f.attempt(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -102,9 +102,11 @@ func (c *Client) Follow(ctx context.Context, s Statement, v View) error {
 			s.SQL = text + strings.Repeat(" ", spaces)
 			f.body, _ = appendStatement(nil, s) // no error, as without the spaces
 		}
-		if end.progress {
+		now := errors.Is(end.err, syscall.ECONNREFUSED)
+		if end.progress || refused && !now { // an agent that was just started knows no former subscription
 			failures = 0
 		}
+		refused = now
 		if end.void {
 			f.at = position{}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"syscall"
@@ -391,6 +392,32 @@ func TestBackoff(t *testing.T) {
 	if d := backoff(1_000_000, errCut, 1); d != maxWait {
 		t.Errorf("after a million failures %v", d)
 	}
+}
+
+// An agent that is back after an outage is read at once, though it has forgotten
+// the subscription.
+func TestFollowAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := play(t, Config{}, then(say(columns, rowA, eoq7), cut), status(404, ""), then(say(columns, rowA, eoq7), hold))
+		dial, begun, back := c.transport.DialContext, time.Now(), time.Hour
+		away := false
+		c.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if away && time.Since(begun) < back {
+				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+			}
+			conn, err := dial(ctx, network, addr)
+			away = true
+			return conn, err
+		}
+		r := follow(t, c, 2*time.Hour)
+		n := len(r.lines)
+		if r.lines[n-1] != "end" || !strings.Contains(r.lines[n-4], "404") {
+			t.Fatalf("it ends with %q", r.lines[n-4:])
+		}
+		if late := r.at[n-1].Sub(begun) - back; late > time.Second {
+			t.Errorf("shown %v after the agent was back", late)
+		}
+	})
 }
 
 func TestFollowTellsErrorsApart(t *testing.T) {
