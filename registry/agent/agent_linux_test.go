@@ -352,7 +352,7 @@ func TestEndsInALoop(t *testing.T) {
 }
 
 func TestHangsAtStop(t *testing.T) {
-	c, book := config(t, fake(t, `trap "" TERM; echo up; while :; do sleep 0.1; done`))
+	c, book := config(t, fake(t, `trap "" TERM; echo '{"level":"WARN","fields":{"message":"up"},"target":"k"}'; while :; do sleep 0.1; done`))
 	a := open(t, c)
 	a.stop = 300 * time.Millisecond
 	stop := run(t, a)

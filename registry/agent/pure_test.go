@@ -292,8 +292,8 @@ func TestOutput(t *testing.T) {
 		says(`{"level":"WARN","fields":{"message":"hm","error":"bad"},"target":"k"}`+"\n", "level=WARN msg=\"corrosion agent says\" line=\"hm: bad\" target=k\n")
 		says(`{"level":"ERROR",`, "")
 		says(`"fields":{"message":"no"},"target":"k"}`+"\n\n", "level=ERROR msg=\"corrosion agent says\" line=no target=k\n")
-		says("thread 'main' \x1b[31m panicked\n", "level=WARN msg=\"corrosion agent says\" line=\"thread 'main'  [31m panicked\" target=\"\"\n")
-		says(strings.Repeat("\u00e9", 1<<20)+"\n", "level=WARN msg=\"corrosion agent says\" line="+strings.Repeat("\u00e9", 200)+"... target=\"\"\n")
+		says("thread 'main' \x1b[31m panicked\n", "level=DEBUG msg=\"corrosion agent says\" line=\"thread 'main'  [31m panicked\" target=\"\"\n")
+		says(strings.Repeat("\u00e9", 1<<20)+"\n", "level=DEBUG msg=\"corrosion agent says\" line="+strings.Repeat("\u00e9", 200)+"... target=\"\"\n")
 		if cap(w.buf) > 2*maxLine {
 			t.Errorf("holds %d bytes", cap(w.buf))
 		}
@@ -311,7 +311,7 @@ func TestOutput(t *testing.T) {
 			t.Errorf("%d lines kept, want %d", n, keepLines)
 		}
 		time.Sleep(time.Second)
-		says("last\n", "level=WARN msg=\"corrosion agent wrote too much\" \"lines dropped\"=965\nlevel=WARN msg=\"corrosion agent says\" line=last target=\"\"\n")
+		says("last\n", "level=WARN msg=\"corrosion agent wrote too much\" \"lines dropped\"=965\nlevel=DEBUG msg=\"corrosion agent says\" line=last target=\"\"\n")
 	})
 }
 
