@@ -59,6 +59,7 @@ type clusterPart struct {
 	health  atomic.Pointer[agentHealth]
 
 	claimed time.Time // of this machine's subnet; zero: not yet
+	gone    bool      // it was told that this machine is removed
 }
 
 type agentHealth struct{ members, gaps int }
@@ -109,7 +110,7 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 	rand.Read(boot)
 	p.store, err = cluster.Open(ctx, cluster.Config{
 		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: hex.EncodeToString(boot), Version: n.cfg.Version,
-		MTU: func() int { return int(n.mtu.Load()) }, Cached: n.readCache(), Peers: p.askPeers, Wrote: p.wrote, Log: n.log,
+		MTU: func() int { return int(n.mtu.Load()) }, Cached: n.readCache(), Peers: p.askPeers, Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Wrote: p.wrote, Log: n.log,
 	})
 	return p, err
 }
@@ -361,7 +362,13 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 	}
 	self := p.members.Self()
 	switch {
-	case !self.RemovedAt.IsZero() || !p.store.State().CaughtUp:
+	case !self.RemovedAt.IsZero():
+		if !p.gone {
+			p.gone = true
+			p.log.Error("this server was removed from the mesh; it has no peers and writes nothing to the registry any more", "id", self.ID, "removed_at", self.RemovedAt)
+		}
+		return nil
+	case !p.store.State().CaughtUp:
 		return nil
 	case p.claimed.IsZero():
 		return p.claim(ctx, rows, taken)

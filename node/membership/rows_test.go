@@ -345,3 +345,25 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("read again: %s", ids(again.Topology()))
 	}
 }
+
+// The subnet of a machine that was never in a mesh is a guess: it gives way.
+func TestAddMovesNewMachine(t *testing.T) {
+	_, web1 := machine(t, "web1", 0)
+	fresh := mustOpen(t, t.TempDir(), func(c *Config) { c.Name = "web3" })
+	if _, err := fresh.Add("web1.json", web1, false); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := sorted(fresh.Topology()), "web1=10.210.0.0/24, web3=10.210.1.0/24"; got != want {
+		t.Errorf("topology %s, want %s", got, want)
+	}
+	zero := 0
+	chosen := mustOpen(t, t.TempDir(), func(c *Config) { c.Name, c.Index = "web3", &zero })
+	if _, err := chosen.Add("web1.json", web1, false); err == nil {
+		t.Error("a subnet that was chosen gave way")
+	}
+	known, _ := machine(t, "web3", 0)
+	known = mustOpen(t, known.cfg.Dir, func(c *Config) { c.Name = "" })
+	if _, err := known.Add("web1.json", web1, false); err == nil {
+		t.Error("a subnet that others may know gave way")
+	}
+}

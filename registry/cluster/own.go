@@ -137,6 +137,12 @@ func (s *Store) push(ctx context.Context) bool {
 			return false
 		}
 	}
+	s.mu.Lock()
+	removed := s.removed()
+	s.mu.Unlock()
+	if removed { // it may not write any more
+		return true
+	}
 	if err := s.importOwn(ctx); err != nil {
 		w.problem = "registry: take over own rows: " + word(err)
 		return false
@@ -198,6 +204,10 @@ func (s *Store) catchUp(ctx context.Context) bool {
 		cancel()
 	}
 	if len(s.own.target) == 0 {
+		first, err := s.cfg.Local.Meta(ctx, joinedKey)
+		if err == nil && first == "" && s.cfg.Others != nil && s.cfg.Others() {
+			return age >= settledFor // what a newcomer claims alone others may have
+		}
 		return age >= aloneAfter
 	}
 	have, err := s.Versions(ctx)
