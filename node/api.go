@@ -223,9 +223,14 @@ func (n api) RemoveServer(ctx context.Context, id string, force bool) (control.S
 		}
 		known := n.members.Topology().Servers
 		if i := slices.IndexFunc(known, func(s topology.Server) bool { return strings.EqualFold(s.ID, id) }); i >= 0 {
-			if err := c.store.RemoveServer(ctx, known[i].ID, time.Now()); err != nil {
+			s, now := known[i], time.Now().UTC().Truncate(time.Second)
+			if err := c.store.RemoveServer(ctx, s.ID, now); err != nil {
 				return control.Server{}, err
 			}
+			if s.RemovedAt.IsZero() {
+				s.RemovedAt = now
+			}
+			return ServerOf(s), nil // as a peer it goes when all had the time to learn of it
 		}
 	}
 	s, err := n.members.Remove(id)

@@ -31,12 +31,13 @@ import (
 )
 
 const (
-	claimKey   = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
-	agentRetry = 30 * time.Second  // after a state directory that the agent could not be prepared in
-	agentLook  = 5 * time.Second   // how often the agent is asked how it is
-	peerWait   = 3 * time.Second   // for a first session before the agent is started
-	peerLook   = 50 * time.Millisecond
-	askPeers   = 3 // how many peers are asked what they have
+	claimKey     = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
+	agentRetry   = 30 * time.Second  // after a state directory that the agent could not be prepared in
+	agentLook    = 5 * time.Second   // how often the agent is asked how it is
+	peerWait     = 3 * time.Second   // for a first session before the agent is started
+	peerLook     = 50 * time.Millisecond
+	farewellTime = 2 * time.Second // for which a removed server stays a peer: it has to learn of it
+	askPeers     = 3               // how many peers are asked what they have
 )
 
 // errMoved ends a node whose addresses are others now: it starts again.
@@ -58,8 +59,9 @@ type clusterPart struct {
 	fault   atomic.Pointer[string]             // why the agent does not run; "" if it does
 	health  atomic.Pointer[agentHealth]
 
-	claimed time.Time // of this machine's subnet; zero: not yet
-	gone    bool      // it was told that this machine is removed
+	leaving map[wgkey.Public]time.Time // when the tombstones of peers were first seen
+	claimed time.Time                  // of this machine's subnet; zero: not yet
+	gone    bool                       // it was told that this machine is removed
 }
 
 type agentHealth struct{ members, gaps int }
@@ -79,7 +81,7 @@ func (n *Node) openCluster(ctx context.Context, mode control.RegistryMode) {
 }
 
 func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clusterPart, error) {
-	p := &clusterPart{Node: n, mode: mode, news: make(chan struct{}, 1), cache: make(chan struct{}, 1)}
+	p := &clusterPart{Node: n, mode: mode, news: make(chan struct{}, 1), cache: make(chan struct{}, 1), leaving: map[wgkey.Public]time.Time{}}
 	cfg := corrosion.Config{URL: mode.URL, Log: n.log}
 	if mode.URL == "" {
 		a, err := p.prepareAgent()
@@ -355,6 +357,7 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 	for i, s := range view.List {
 		rows[i] = membership.Row{Server: serverOfRow(s), ClaimedAt: s.ClaimedAt}
 	}
+	rows = p.farewell(rows, topo, time.Now())
 	taken, err := p.members.TakeRows(rows, p.live, p.claimed)
 	p.tellRefused(taken, view.Skipped)
 	if err != nil {
@@ -379,6 +382,25 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 		p.store.SetSelf(p.rowOf(p.members.Self()))
 	}
 	return err
+}
+
+// farewell leaves out the tombstones of live peers for a while, so that their
+// agents still get them from ours, and comes back to them.
+func (p *clusterPart) farewell(rows []membership.Row, topo topology.Topology, now time.Time) []membership.Row {
+	return slices.DeleteFunc(rows, func(r membership.Row) bool {
+		s, known := topo.Self(r.Key)
+		if r.RemovedAt.IsZero() || !known || !s.RemovedAt.IsZero() || r.Key == p.key || !p.live(r.Key) {
+			delete(p.leaving, r.Key)
+			return false
+		}
+		first, seen := p.leaving[r.Key]
+		if !seen {
+			first = now
+			p.leaving[r.Key] = now
+			time.AfterFunc(farewellTime, func() { poke(p.news) })
+		}
+		return now.Sub(first) < farewellTime
+	})
 }
 
 // sameCluster refuses the registry of another cluster.
@@ -427,6 +449,11 @@ func (p *clusterPart) claim(ctx context.Context, rows []membership.Row, taken me
 	id, hostname, subnet := self.ID, self.Hostname, self.Subnet
 	if !taken.Own.Key.IsZero() {
 		id, hostname, subnet = taken.Own.ID, taken.Own.Hostname, taken.Own.Subnet
+		if _, readOnly := p.members.Source(); !readOnly && len(self.Endpoints) == 0 && len(taken.Own.Endpoints) > 0 {
+			if _, err := p.members.SetEntry(membership.Entry{Endpoints: taken.Own.Endpoints}, true); err != nil {
+				return err
+			}
+		}
 	} else if !taken.IDOf.IsZero() {
 		var ids []string
 		for _, r := range rows {

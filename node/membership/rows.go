@@ -95,7 +95,7 @@ func mergeRows(known topology.Topology, v view, rows []Row) (topology.Topology, 
 		}
 		if strings.EqualFold(r.ID, own.ID) && r.Key != v.self {
 			t.IDOf = r.Key
-			refuse(r.ID, "id %s: is this machine's, with key %s; if that one was set up anew under the same name, remove the row of the old key with `jiji-node server remove`", r.ID, v.self)
+			refuse(r.ID, "id %s: is that of this machine, %s, with key %s; if that one was set up anew under the same name, remove the row of the old key with `jiji-node server remove`", r.ID, own.ID, v.self)
 			continue
 		}
 		if first, twice := ids[strings.ToLower(r.ID)]; twice {

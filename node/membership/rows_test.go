@@ -112,7 +112,7 @@ func TestMergeRows(t *testing.T) {
 		"two rows of our key":                     {known: []Row{web1}, view: us, rows: []Row{web1, row("twin", 1, 5, 1)}, want: "web1=10.210.0.0/24", refused: "twin: public key", own: "web1"},
 		"ids that differ in case": {known: []Row{web1, web2}, view: us, rows: []Row{web2, row("WEB2", 3, 5, 1)}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24",
 			refused: "WEB2: id WEB2: is that of server web2"},
-		"our id, in another case": {known: []Row{web1}, view: us, rows: []Row{row("WEB1", 3, 5, 1)}, want: "web1=10.210.0.0/24", refused: "WEB1: id WEB1: is this machine's", idOf: 3},
+		"our id, in another case": {known: []Row{web1}, view: us, rows: []Row{row("WEB1", 3, 5, 1)}, want: "web1=10.210.0.0/24", refused: "WEB1: id WEB1: is that of this machine, web1", idOf: 3},
 		"our id, with a new key":  {known: []Row{web1, web2}, view: us, rows: []Row{row("web1", 3, 5, 1), web2}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24", refused: "server remove", idOf: 3},
 		"another's id, with a new key": {known: []Row{web1, web2}, view: us, rows: []Row{row("web2", 3, 1, 40)},
 			want: "web1=10.210.0.0/24, web2=10.210.1.0/24"},
