@@ -132,7 +132,7 @@ func (s *Store) push(ctx context.Context) bool {
 		return true
 	}
 	if !w.caughtUp {
-		if w.caughtUp = s.catchUp(ctx); !w.caughtUp {
+		if w.caughtUp = s.catchUp(ctx) && s.readServers(ctx); !w.caughtUp {
 			w.pending = len(s.plan())
 			return false
 		}
@@ -221,6 +221,33 @@ func (s *Store) catchUp(ctx context.Context) bool {
 			}
 		}
 	}
+	return true
+}
+
+// readServers reads what the agent has of servers, ahead of the subscriptions:
+// what this server claims next must not be what a row on its way says already.
+func (s *Store) readServers(ctx context.Context) bool {
+	for _, t := range []*table{s.server, s.serverExtra, s.meta} {
+		found := map[string][]any{}
+		query, cancel := context.WithTimeout(ctx, queryLimit)
+		err := s.cfg.Client.Query(query, t.all(), func(cells []any) error {
+			if id, ok := key(cells); ok {
+				found[id] = slices.Clone(cells)
+			}
+			return nil
+		})
+		cancel()
+		if err != nil && !(t.ours && errors.Is(err, corrosion.ErrNoTable)) {
+			return false
+		}
+		s.mu.Lock()
+		now := time.Now()
+		for id, cells := range found {
+			t.read(id, cells, now)
+		}
+		s.mu.Unlock()
+	}
+	s.publishNow()
 	return true
 }
 
