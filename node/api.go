@@ -73,6 +73,9 @@ func (n api) peers(topo topology.Topology) []control.Peer {
 	}
 	states := n.monitor.Peers()
 	out := []control.Peer{}
+	if self, _ := topo.Self(n.key); !self.RemovedAt.IsZero() {
+		return out
+	}
 	for _, s := range members(topo) {
 		if s.Key == n.key {
 			continue

@@ -59,6 +59,7 @@ type clusterPart struct {
 	health  atomic.Pointer[agentHealth]
 
 	claimed time.Time // of this machine's subnet; zero: not yet
+	gone    bool      // it was told that this machine is removed
 }
 
 type agentHealth struct{ members, gaps int }
@@ -110,7 +111,8 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 	cached, versions := n.readCache()
 	p.store, err = cluster.Open(ctx, cluster.Config{
 		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: hex.EncodeToString(boot), Version: n.cfg.Version,
-		MTU: func() int { return int(n.mtu.Load()) }, Cached: cached, CachedVersions: versions, Peers: p.askPeers, Wrote: p.wrote, Log: n.log,
+		MTU: func() int { return int(n.mtu.Load()) }, Cached: cached, CachedVersions: versions, Peers: p.askPeers,
+		Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Wrote: p.wrote, Log: n.log,
 	})
 	return p, err
 }
@@ -362,7 +364,13 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 	}
 	self := p.members.Self()
 	switch {
-	case !self.RemovedAt.IsZero() || !p.store.State().CaughtUp:
+	case !self.RemovedAt.IsZero():
+		if !p.gone {
+			p.gone = true
+			p.log.Error("this server was removed from the mesh; it has no peers and writes nothing to the registry any more", "id", self.ID, "removed_at", self.RemovedAt)
+		}
+		return nil
+	case !p.store.State().CaughtUp:
 		return nil
 	case p.claimed.IsZero():
 		return p.claim(ctx, rows, taken)
@@ -421,6 +429,11 @@ func (p *clusterPart) claim(ctx context.Context, rows []membership.Row, taken me
 	id, hostname, subnet := self.ID, self.Hostname, self.Subnet
 	if !taken.Own.Key.IsZero() {
 		id, hostname, subnet = taken.Own.ID, taken.Own.Hostname, taken.Own.Subnet
+		if _, readOnly := p.members.Source(); !readOnly && len(self.Endpoints) == 0 && len(taken.Own.Endpoints) > 0 {
+			if _, err := p.members.SetEntry(membership.Entry{Endpoints: taken.Own.Endpoints}, true); err != nil {
+				return err
+			}
+		}
 	} else if !taken.IDOf.IsZero() {
 		var ids []string
 		for _, r := range rows {

@@ -99,8 +99,12 @@ func (r ServerRow) parse(removed bool) (Server, error) {
 	if s.Endpoints, err = ParseEndpoints(endpoints); err != nil && !removed && in.err == nil {
 		in.err = err
 	}
-	if in.err == nil && (!isName(s.Version) || !isName(s.BootID)) {
-		in.fail("version", s.Version, "at most 255 bytes of printable UTF-8")
+	const wantName = "at most 255 bytes of printable UTF-8"
+	if !isName(s.Version) {
+		in.fail("version", s.Version, wantName)
+	}
+	if !isName(s.BootID) {
+		in.fail("boot_id", s.BootID, wantName)
 	}
 	return s, in.err
 }

@@ -419,6 +419,9 @@ func (m *Membership) Add(source string, text []byte, free bool) ([]Added, error)
 		if _, known := t.Self(e.Key); free && !known && slices.ContainsFunc(t.Servers, func(s topology.Server) bool { return s.RemovedAt.IsZero() && s.Subnet == e.Subnet }) {
 			e.Subnet, e.WireGuardIP = netip.Prefix{}, netip.Addr{}
 		}
+		if t, err = m.giveWay(t, e); err != nil {
+			return nil, err
+		}
 		next, s, err := topology.Add(t, e, now())
 		if errors.Is(err, ipplan.ErrFull) {
 			return nil, err
@@ -432,6 +435,27 @@ func (m *Membership) Add(source string, text []byte, free bool) ([]Added, error)
 		return added, nil
 	}
 	return added, m.set(t)
+}
+
+// giveWay moves this machine to a free subnet if e has its, and nobody knows of
+// this machine yet: its entry was never kept, and its number is a guess.
+func (m *Membership) giveWay(t topology.Topology, e topology.EntryDoc) (topology.Topology, error) {
+	self, _ := t.Self(m.key.Public())
+	if m.known || m.cfg.Index != nil || e.Key == self.Key || !e.Subnet.IsValid() || e.Subnet != self.Subnet {
+		return t, nil
+	}
+	var taken []netip.Prefix
+	for _, s := range t.Servers {
+		if s.Subnet.IsValid() {
+			taken = append(taken, s.Subnet)
+		}
+	}
+	subnet, err := ipplan.LowestFree(t.Cluster, taken)
+	if err != nil {
+		return t, err
+	}
+	self.Subnet, self.WireGuardIP = subnet, ipplan.WireGuardIP(subnet)
+	return t.With(self), nil
 }
 
 // Remove puts a tombstone on the server with that id.

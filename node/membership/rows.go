@@ -95,7 +95,7 @@ func mergeRows(known topology.Topology, v view, rows []Row) (topology.Topology, 
 		}
 		if strings.EqualFold(r.ID, own.ID) && r.Key != v.self {
 			t.IDOf = r.Key
-			refuse(r.ID, "id %s: is this machine's, with key %s; if that one was set up anew under the same name, remove the row of the old key with `jiji-node server remove`", r.ID, v.self)
+			refuse(r.ID, "id %s: is that of this machine, %s, with key %s; if that one was set up anew under the same name, remove the row of the old key with `jiji-node server remove`", r.ID, own.ID, v.self)
 			continue
 		}
 		if first, twice := ids[strings.ToLower(r.ID)]; twice {
@@ -138,7 +138,7 @@ func mergeRows(known topology.Topology, v view, rows []Row) (topology.Topology, 
 	}
 
 	order := func(a, b topology.Server) int {
-		return cmp.Or(compareBool(v.holds(b, a, byKey), v.holds(a, b, byKey)), older(Row{a, v.claimOf(claims, a.Key)}, Row{b, v.claimOf(claims, b.Key)}))
+		return cmp.Or(compareBool(v.holds(b, a, byKey, claims), v.holds(a, b, byKey, claims)), older(Row{a, v.claimOf(claims, a.Key)}, Row{b, v.claimOf(claims, b.Key)}))
 	}
 	if v.claimed.IsZero() && t.Own.Subnet.IsValid() { // what it is about to take
 		next := own
@@ -195,11 +195,12 @@ func without(t topology.Topology, id string, key wgkey.Public) topology.Topology
 
 // holds reports whether s keeps its subnet though o may have claimed it first.
 // Between this machine and one that it has a session with there is no such
-// right: both would have it.
-func (v view) holds(s, o topology.Server, known map[wgkey.Public]topology.Server) bool {
+// right: both would have it. A row without a claim, which a stranger may have
+// written, counts as the oldest only if its server is there.
+func (v view) holds(s, o topology.Server, known map[wgkey.Public]topology.Server, claims map[wgkey.Public]time.Time) bool {
 	switch v.self {
 	case s.Key:
-		return v.firm && !v.live(o.Key)
+		return !v.live(o.Key) && (v.firm || !v.claimed.IsZero() && claims[o.Key].IsZero())
 	case o.Key:
 		return false
 	}

@@ -112,7 +112,7 @@ func TestMergeRows(t *testing.T) {
 		"two rows of our key":                     {known: []Row{web1}, view: us, rows: []Row{web1, row("twin", 1, 5, 1)}, want: "web1=10.210.0.0/24", refused: "twin: public key", own: "web1"},
 		"ids that differ in case": {known: []Row{web1, web2}, view: us, rows: []Row{web2, row("WEB2", 3, 5, 1)}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24",
 			refused: "WEB2: id WEB2: is that of server web2"},
-		"our id, in another case": {known: []Row{web1}, view: us, rows: []Row{row("WEB1", 3, 5, 1)}, want: "web1=10.210.0.0/24", refused: "WEB1: id WEB1: is this machine's", idOf: 3},
+		"our id, in another case": {known: []Row{web1}, view: us, rows: []Row{row("WEB1", 3, 5, 1)}, want: "web1=10.210.0.0/24", refused: "WEB1: id WEB1: is that of this machine, web1", idOf: 3},
 		"our id, with a new key":  {known: []Row{web1, web2}, view: us, rows: []Row{row("web1", 3, 5, 1), web2}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24", refused: "server remove", idOf: 3},
 		"another's id, with a new key": {known: []Row{web1, web2}, view: us, rows: []Row{row("web2", 3, 1, 40)},
 			want: "web1=10.210.0.0/24, web2=10.210.1.0/24"},
@@ -131,15 +131,17 @@ func TestMergeRows(t *testing.T) {
 			refused: "web2: subnet"},
 		"two live ones: the older": {known: []Row{web1, web2, changed(web3, func(r *Row) { r.Subnet, r.WireGuardIP = netip.Prefix{}, netip.Addr{} })}, view: sees(2, 3),
 			rows: []Row{web2, row("web3", 3, 1, 1)}, want: "web1=10.210.0.0/24, web2=none, web3=10.210.1.0/24", refused: "web2: subnet"},
-		"our subnet, younger":       {known: []Row{web1}, view: us, rows: []Row{row("web3", 3, 0, 30)}, want: "web1=10.210.0.0/24, web3=none", refused: "web3: subnet 10.210.0.0/24: belongs to server web1"},
-		"our subnet, older":         {known: []Row{web1}, view: us, rows: []Row{row("web3", 3, 0, 5)}, want: "web1=10.210.0.0/24, web3=none", lost: "web3"},
-		"our subnet, same age":      {known: []Row{web1}, view: us, rows: []Row{row("a", 3, 0, 10)}, want: "a=none, web1=10.210.0.0/24", lost: "a"},
-		"our subnet, older, nobody": {known: []Row{web1, web2}, view: firm, rows: []Row{row("web3", 3, 0, 5)}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24, web3=none", refused: "web3: subnet"},
-		"our subnet, older, live":   {known: []Row{web1, web2}, view: firm, rows: []Row{row("web2", 2, 0, 5)}, want: "web1=10.210.0.0/24, web2=none", lost: "web2"},
-		"a newcomer's subnet":       {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 0, 30)}, want: "web1=10.210.0.0/24, web3=none", lost: "web3"},
-		"a newcomer's row":          {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 0, 30), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=none", own: "web1"},
-		"a newcomer's row, lost":    {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 4, 30), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=10.210.4.0/24", own: "web1", lost: "web3"},
-		"a newcomer's row, older":   {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 4, 50), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=10.210.4.0/24", own: "web1"},
+		"our subnet, younger":        {known: []Row{web1}, view: us, rows: []Row{row("web3", 3, 0, 30)}, want: "web1=10.210.0.0/24, web3=none", refused: "web3: subnet 10.210.0.0/24: belongs to server web1"},
+		"our subnet, older":          {known: []Row{web1}, view: us, rows: []Row{row("web3", 3, 0, 5)}, want: "web1=10.210.0.0/24, web3=none", lost: "web3"},
+		"our subnet, same age":       {known: []Row{web1}, view: us, rows: []Row{row("a", 3, 0, 10)}, want: "a=none, web1=10.210.0.0/24", lost: "a"},
+		"our subnet, no claim":       {known: []Row{web1}, view: us, rows: []Row{row("web3", 3, 0, 0)}, want: "web1=10.210.0.0/24, web3=none", refused: "web3: subnet"},
+		"our subnet, no claim, live": {known: []Row{web1}, view: sees(3), rows: []Row{row("web3", 3, 0, 0)}, want: "web1=10.210.0.0/24, web3=none", lost: "web3"},
+		"our subnet, older, nobody":  {known: []Row{web1, web2}, view: firm, rows: []Row{row("web3", 3, 0, 5)}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24, web3=none", refused: "web3: subnet"},
+		"our subnet, older, live":    {known: []Row{web1, web2}, view: firm, rows: []Row{row("web2", 2, 0, 5)}, want: "web1=10.210.0.0/24, web2=none", lost: "web2"},
+		"a newcomer's subnet":        {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 0, 30)}, want: "web1=10.210.0.0/24, web3=none", lost: "web3"},
+		"a newcomer's row":           {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 0, 30), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=none", own: "web1"},
+		"a newcomer's row, lost":     {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 4, 30), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=10.210.4.0/24", own: "web1", lost: "web3"},
+		"a newcomer's row, older":    {known: []Row{web1}, view: new, rows: []Row{row("web3", 3, 4, 50), row("web1", 1, 4, 40)}, want: "web1=10.210.0.0/24, web3=10.210.4.0/24", own: "web1"},
 		"a newcomer's row, bad": {known: []Row{web1}, view: new, rows: []Row{changed(row("web1", 1, 4, 40), func(r *Row) { r.Subnet = cluster })},
 			want: "web1=10.210.0.0/24", refused: "web1: server"},
 	} {
@@ -343,5 +345,27 @@ func TestAdopt(t *testing.T) {
 	again := mustOpen(t, m.cfg.Dir, func(c *Config) { c.Name, c.Endpoints = "", nil })
 	if !again.Topology().Equal(m.Topology()) {
 		t.Errorf("read again: %s", ids(again.Topology()))
+	}
+}
+
+// The subnet of a machine that was never in a mesh is a guess: it gives way.
+func TestAddMovesNewMachine(t *testing.T) {
+	_, web1 := machine(t, "web1", 0)
+	fresh := mustOpen(t, t.TempDir(), func(c *Config) { c.Name = "web3" })
+	if _, err := fresh.Add("web1.json", web1, false); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := sorted(fresh.Topology()), "web1=10.210.0.0/24, web3=10.210.1.0/24"; got != want {
+		t.Errorf("topology %s, want %s", got, want)
+	}
+	zero := 0
+	chosen := mustOpen(t, t.TempDir(), func(c *Config) { c.Name, c.Index = "web3", &zero })
+	if _, err := chosen.Add("web1.json", web1, false); err == nil {
+		t.Error("a subnet that was chosen gave way")
+	}
+	known, _ := machine(t, "web3", 0)
+	known = mustOpen(t, known.cfg.Dir, func(c *Config) { c.Name = "" })
+	if _, err := known.Add("web1.json", web1, false); err == nil {
+		t.Error("a subnet that others may know gave way")
 	}
 }

@@ -53,6 +53,10 @@ type Config struct {
 	// A node writes its own rows only when it has what they have. nil: there are none.
 	Peers func(context.Context) []Versions
 
+	// Others reports whether members are known that ought to answer: a server that
+	// was never in the registry waits longer for them. nil: none are.
+	Others func() bool
+
 	// Wrote is told that the agent made a write of ours its version; nil: nobody is.
 	Wrote func(writer [16]byte, version int64)
 

@@ -128,10 +128,16 @@ func (s *Store) push(ctx context.Context) bool {
 		return true
 	}
 	if !w.caughtUp {
-		if w.caughtUp = s.catchUp(ctx); !w.caughtUp {
+		if w.caughtUp = s.catchUp(ctx) && s.readServers(ctx); !w.caughtUp {
 			w.pending = len(s.plan())
 			return false
 		}
+	}
+	s.mu.Lock()
+	removed := s.removed()
+	s.mu.Unlock()
+	if removed { // it may not write any more
+		return true
 	}
 	if err := s.importOwn(ctx); err != nil {
 		w.problem = "registry: take over own rows: " + word(err)
@@ -197,6 +203,10 @@ func (s *Store) catchUp(ctx context.Context) bool {
 		cancel()
 	}
 	if len(s.own.target) == 0 {
+		first, err := s.cfg.Local.Meta(ctx, joinedKey)
+		if err == nil && first == "" && s.cfg.Others != nil && s.cfg.Others() {
+			return age >= settledFor // what a newcomer claims alone others may have
+		}
 		return age >= aloneAfter
 	}
 	have, err := s.Versions(ctx)
@@ -204,6 +214,33 @@ func (s *Store) catchUp(ctx context.Context) bool {
 		return false
 	}
 	return covers(have, s.own.target...) || age >= settledFor
+}
+
+// readServers reads what the agent has of servers, ahead of the subscriptions:
+// what this server claims next must not be what a row on its way says already.
+func (s *Store) readServers(ctx context.Context) bool {
+	for _, t := range []*table{s.server, s.serverExtra, s.meta} {
+		found := map[string][]any{}
+		query, cancel := context.WithTimeout(ctx, queryLimit)
+		err := s.cfg.Client.Query(query, t.all(), func(cells []any) error {
+			if id, ok := key(cells); ok {
+				found[id] = slices.Clone(cells)
+			}
+			return nil
+		})
+		cancel()
+		if err != nil && !(t.ours && errors.Is(err, corrosion.ErrNoTable)) {
+			return false
+		}
+		s.mu.Lock()
+		now := time.Now()
+		for id, cells := range found {
+			t.read(id, cells, now)
+		}
+		s.mu.Unlock()
+	}
+	s.publishNow()
+	return true
 }
 
 // Versions returns what the agent has of each writer.
