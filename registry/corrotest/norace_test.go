@@ -1,0 +1,5 @@
+//go:build !race
+
+package corrotest
+
+const raceEnabled = false
