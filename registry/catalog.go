@@ -182,6 +182,9 @@ func (c *Catalog) word(s string) string {
 	if w, ok := c.words[s]; ok {
 		return w
 	}
+	if len(c.words) > 4*len(c.entries)+1024 { // most are of rows that are gone; the rest comes again
+		clear(c.words)
+	}
 	w := strings.Clone(s)
 	c.words[w] = w
 	return w

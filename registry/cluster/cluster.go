@@ -629,11 +629,16 @@ func (s *Store) foreign(id string) error {
 	return nil
 }
 
-// written publishes a change of the file and brings it to the agent.
+// written publishes a change of the file and brings it to the agent, if that is
+// quick; else syncLoop goes on with it.
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
-	s.push(ctx)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if !s.push(ctx) {
+		poke(s.sync)
+	}
 }
 
 // look reads the tables if nobody follows them.

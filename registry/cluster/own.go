@@ -23,7 +23,8 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	rowsOfOne = 250 // rows of one transaction
+	rowsOfOne    = 250  // rows of one transaction
+	rememberMost = 1024 // deletions that are remembered, to tell who else writes such a row
 
 	joinedKey = "cluster_joined" // of jiji_meta: rows that the registry had of this server are in the file
 )
@@ -31,6 +32,7 @@ const (
 // own is the state of writing this server's rows.
 type own struct {
 	confirmed map[string]uint64 // digests of rows as they were written or seen right, by table and id
+	deleted   int               // how many deletions were added to confirmed, at most
 	reasserts []time.Time       // in the last minute
 	target    []Versions        // what peers had; nil: not asked yet
 	joined    bool
@@ -368,11 +370,14 @@ func (s *Store) foreignHand(ops []op) bool {
 	return false
 }
 
-// sum is the digest of what o wants, 1 for a deletion.
+// deletion is in place of a digest, which is never so small but by chance.
+const deletion = 1
+
+// sum is the digest of what o wants, or deletion.
 func (o op) sum() uint64 {
 	switch {
 	case o.cells == nil:
-		return 1
+		return deletion
 	case o.table.name == "servers":
 		return digest(o.cells[:7])
 	}
@@ -423,16 +428,28 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 			}
 			o.table.read(o.id, cells, now)
 			s.own.confirmed[o.key()] = o.sum()
+			if o.cells == nil {
+				s.own.deleted++
+			}
 		}
 		s.mu.Unlock()
+		if s.own.deleted > rememberMost {
+			s.own.deleted = 0
+			maps.DeleteFunc(s.own.confirmed, func(_ string, sum uint64) bool { return sum == deletion })
+		}
 		s.news()
 	}
 	return nil
 }
 
-// exec runs one transaction and tells the peers of it.
+// exec runs one transaction and tells the peers of it. It ends at ctx's deadline,
+// not when ctx is canceled, for a write that was begun is best known of.
 func (s *Store) exec(ctx context.Context, list ...corrosion.Statement) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryLimit)
+	limit := queryLimit
+	if end, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(end))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	out, err := s.cfg.Client.Exec(ctx, list...)
 	if err != nil {
