@@ -76,6 +76,7 @@ func (n *Node) converge(fresh, regular bool) error {
 	}
 	n.dns.SetZone(zone)
 	n.names.Store(int64(len(n.plan.zone.Names)))
+	n.plan.zone.Names = nil // as much memory as the zone itself has
 	return err
 }
 

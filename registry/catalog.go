@@ -25,8 +25,6 @@ type Catalog struct {
 	words       map[string]string // those that many rows share, kept once
 }
 
-const maxWords = 1 << 16
-
 // An entry is all that is known of one container.
 type entry struct {
 	row     *Container // of containers; nil if there is none, or none to be believed
@@ -187,7 +185,7 @@ func (c *Catalog) word(s string) string {
 	if w, ok := c.words[s]; ok {
 		return w
 	}
-	if len(c.words) == maxWords { // most are of rows that are gone
+	if len(c.words) > 4*len(c.entries)+1024 { // most are of rows that are gone; the rest comes again
 		clear(c.words)
 	}
 	w := strings.Clone(s)

@@ -730,7 +730,9 @@ func (s *Store) written(ctx context.Context) {
 	s.publishNow()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	s.push(ctx)
+	if !s.push(ctx) {
+		poke(s.sync)
+	}
 }
 
 // look reads the tables if nobody follows them.

@@ -24,8 +24,8 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	rowsOfOne     = 250  // rows of one transaction
-	confirmedMost = 4096 // rows that are remembered as having been right
+	rowsOfOne    = 250  // rows of one transaction
+	rememberMost = 1024 // deletions that are remembered, to tell who else writes such a row
 
 	joinedKey = "cluster_joined" // of jiji_meta: rows that the registry had of this server are in the file
 )
@@ -33,6 +33,7 @@ const (
 // own is the state of writing this server's rows.
 type own struct {
 	confirmed map[string]uint64 // digests of rows as they were written or seen right, by table and id
+	deleted   int               // how many deletions were added to confirmed, at most
 	reasserts []time.Time       // in the last minute
 	target    []Versions        // what peers had; nil: not asked yet
 	joined    bool
@@ -159,9 +160,6 @@ func (s *Store) push(ctx context.Context) bool {
 		}
 		s.own.reasserts = append(s.own.reasserts, now)
 		s.log.Warn("own rows were changed by somebody else; written again", "rows", len(ops), "first", ops[0].String())
-	}
-	if len(s.own.confirmed) > confirmedMost+4*len(ops) {
-		clear(s.own.confirmed) // most are of containers that are gone; it fills again
 	}
 	if err := s.write(ctx, ops); err != nil {
 		w.pending, w.problem = len(ops), "registry: write own rows: "+word(err)
@@ -397,11 +395,14 @@ func (s *Store) foreignHand(ops []op) bool {
 	return false
 }
 
-// sum is the digest of what o wants, 1 for a deletion.
+// deletion is in place of a digest, which is never so small but by chance.
+const deletion = 1
+
+// sum is the digest of what o wants, or deletion.
 func (o op) sum() uint64 {
 	switch {
 	case o.cells == nil:
-		return 1
+		return deletion
 	case o.table.name == "servers":
 		return digest(o.cells[:7])
 	}
@@ -452,8 +453,15 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 			}
 			o.table.read(o.id, cells, now)
 			s.own.confirmed[o.key()] = o.sum()
+			if o.cells == nil {
+				s.own.deleted++
+			}
 		}
 		s.mu.Unlock()
+		if s.own.deleted > rememberMost {
+			s.own.deleted = 0
+			maps.DeleteFunc(s.own.confirmed, func(_ string, sum uint64) bool { return sum == deletion })
+		}
 		s.news()
 	}
 	return nil

@@ -1,0 +1,85 @@
+package registry
+
+import (
+	"fmt"
+	"testing"
+)
+
+// catalogOf has that many containers, 32 to a service.
+func catalogOf(n int) *Catalog {
+	c := NewCatalog()
+	for i := range n {
+		r := containerRow(i, "healthy")
+		c.SetRow(r.ID.(string), r)
+		c.SetExtra(r.ID.(string), r)
+	}
+	c.Snapshot()
+	return c
+}
+
+func containerRow(i int, health string) Row {
+	server := fmt.Sprintf("web%d", i/253)
+	return Row{ID: fmt.Sprintf("%012x%052x", i*7919, i), Service: fmt.Sprintf("service%d", i/32), ServerID: server,
+		IP: fmt.Sprintf("10.210.%d.%d", i/253, 2+i%253), Health: health, StartedAt: int64(1700000000000),
+		OursServerID: server, Project: "shop", Ports: `["8080/tcp"]`}
+}
+
+// BenchmarkCatalogChange changes one container and takes the next snapshot.
+// What it costs does not follow the number of containers, but for a pointer to
+// each service.
+func BenchmarkCatalogChange(b *testing.B) {
+	for _, n := range []int{1000, 64768} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			c := catalogOf(n)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				r := containerRow(i%n, [...]string{"unhealthy", "healthy"}[i/n%2])
+				c.SetRow(r.ID.(string), r)
+				c.Snapshot()
+			}
+		})
+	}
+}
+
+// A change shares all other services with the snapshot before it.
+func TestCatalogSharesUnchanged(t *testing.T) {
+	c := catalogOf(3200)
+	was := c.Snapshot()
+	r := containerRow(40, "unhealthy")
+	c.SetRow(r.ID.(string), r)
+	is := c.Snapshot()
+	other := 0
+	for i := range was.Services {
+		if was.Services[i] != is.Services[i] {
+			other++
+		}
+	}
+	if other != 1 || len(is.Services) != 100 {
+		t.Errorf("%d of %d services are others, want 1 of 100", other, len(is.Services))
+	}
+	if again := c.Snapshot(); again != is {
+		t.Error("another snapshot without a change")
+	}
+}
+
+// Rows that come and go leave nothing behind.
+func TestCatalogForgets(t *testing.T) {
+	c := NewCatalog()
+	for i := range 20000 {
+		r := containerRow(i%60000, "healthy")
+		id := r.ID.(string)
+		r.Instance = fmt.Sprint("instance", i)
+		c.SetRow(id, r)
+		c.SetExtra(id, r)
+		c.Snapshot()
+		c.DropRow(id)
+		c.DropExtra(id)
+		c.Snapshot()
+	}
+	if n := len(c.words); n > 1100 {
+		t.Errorf("%d words are kept of no rows", n)
+	}
+	if len(c.entries)+len(c.services)+len(c.groups)+len(c.names)+len(c.skipped) != 0 || c.Snapshot().Len() != 0 {
+		t.Errorf("left behind: %d entries, %d services, %d groups, %d names, %d skipped", len(c.entries), len(c.services), len(c.groups), len(c.names), len(c.skipped))
+	}
+}
