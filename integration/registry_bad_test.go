@@ -56,6 +56,9 @@ func TestRegistryShow8BadAgents(t *testing.T) {
 			web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10")
 			answers(t, web1, 0, "api.jiji", time.Second, "10.210.0.10")
 			t.Logf("registered and answered after %v", time.Since(began))
+			if c.args[0] == "--corrosion-url" {
+				m.nodes[0].WaitLog(c.want, 10*time.Second)
+			}
 			if n := logged(m.nodes[0], c.want); n != 1 {
 				t.Errorf("logged %d times, want once: %s", n, c.want)
 			}

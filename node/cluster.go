@@ -568,6 +568,7 @@ func (n *Node) readClaim(ctx context.Context, subnet netip.Prefix) (time.Time, e
 func (p *clusterPart) healthLoop(ctx context.Context) error {
 	tick := time.NewTicker(agentLook)
 	defer tick.Stop()
+	told := p.mode.URL == "" // of an agent of its own the node says why it does not run; of one that is lost the store says so
 	for {
 		ask, cancel := context.WithTimeout(ctx, agentLook)
 		h := &agentHealth{}
@@ -588,7 +589,11 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 		cancel()
 		if err != nil {
 			h = nil
+			if !told && ctx.Err() == nil {
+				p.log.Warn("agent does not answer as it should; going on with what is known", "url", p.mode.URL, "err", err)
+			}
 		}
+		told = true
 		p.health.Store(h)
 		select {
 		case <-ctx.Done():
