@@ -32,6 +32,11 @@ func TestRegistryShow8BadAgents(t *testing.T) {
 		{"NoTokenFile", "", external, token + ": no such file", "printf secret >" + token + "; chmod 600 " + token, "token of the agent"},
 		{"EmptyTokenFile", ": >" + token + "; chmod 600 " + token, external, token + " is empty", "printf secret >" + token, "token of the agent"},
 		{"TokenFileOfAll", "printf secret >" + token + "; chmod 644 " + token, external, token + " has mode 0644", "chmod 600 " + token, "token of the agent"},
+		{"NoIPv6", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6", managed, "sysctl -w net.ipv6.conf.all.disable_ipv6=0", "", ""},
+		{"GarbageAPI", `cd /run; nohup python3 -c 'import http.server as h
+class H(h.BaseHTTPRequestHandler):
+  def do_POST(s): s.send_response(200); s.end_headers(); s.wfile.write(b"<html>")
+h.HTTPServer(("127.0.0.1",8099),H).serve_forever()' >/dev/null 2>&1 &`, external[:2], "<html>", "", ""},
 		{"NobodyListens", "", external[:2], "127.0.0.1:8099", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
