@@ -20,10 +20,10 @@ func TestRegistryShow8BadAgents(t *testing.T) {
 	external := []string{"--corrosion-url", "http://127.0.0.1:8099", "--corrosion-token-file", token}
 	managed := []string{"--corrosion-bin", program}
 	for _, c := range []struct {
-		name, prepare string
+		name, prepare string // BIN is a real agent
 		args          []string
 		want          string // of the registry's error
-		mend          string // BIN is a real agent; "" proves no recovery
+		mend          string // "" proves no recovery
 		mended        string // what the error lacks then; "": the registry is up
 	}{
 		{"BinaryMissing", "", managed, `there is no corrosion binary "` + program + `"`, "ln -s BIN " + program, ""},
@@ -37,6 +37,7 @@ func TestRegistryShow8BadAgents(t *testing.T) {
 class H(h.BaseHTTPRequestHandler):
   def do_POST(s): s.send_response(200); s.end_headers(); s.wfile.write(b"<html>")
 h.HTTPServer(("127.0.0.1",8099),H).serve_forever()' >/dev/null 2>&1 &`, external[:2], "<html>", "", ""},
+		{"APIPortTaken", `nohup python3 -c 'import socket,time; s=socket.create_server(("127.0.0.1",8080)); time.sleep(600)' >/dev/null 2>&1 & echo $! >/run/holder; ln -s BIN ` + program, managed, "API address 127.0.0.1:8080/tcp is taken", "kill $(cat /run/holder)", ""},
 		{"NobodyListens", "", external[:2], "127.0.0.1:8099", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -44,7 +45,7 @@ h.HTTPServer(("127.0.0.1",8099),H).serve_forever()' >/dev/null 2>&1 &`, external
 			m := newCluster(t, 2)
 			web1 := m.servers[0]
 			if c.prepare != "" {
-				web1.Run("sh", "-c", c.prepare)
+				web1.Run("sh", "-c", strings.ReplaceAll(c.prepare, "BIN", m.bin))
 			}
 			m.launch(0, append([]string{"--registry", "corrosion"}, c.args...)...)
 			m.launch(1)
