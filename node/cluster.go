@@ -33,6 +33,7 @@ import (
 const (
 	claimKey   = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
 	agentRetry = 30 * time.Second  // after a state directory that the agent could not be prepared in
+	tokenLook  = 5 * time.Second   // how often the token's file is read
 	agentLook  = 5 * time.Second   // how often the agent is asked how it is
 	peerWait   = 3 * time.Second   // for a first session before the agent is started
 	peerLook   = 50 * time.Millisecond
@@ -46,6 +47,7 @@ var errMoved = errors.New("addresses moved")
 type clusterPart struct {
 	*Node
 	mode    control.RegistryMode
+	token   string // of an agent that somebody else runs; "": none, or not readable yet
 	store   *cluster.Store
 	client  *corrosion.Client
 	agent   atomic.Pointer[agent.Agent] // nil: somebody else runs it, or it is not prepared yet
@@ -93,10 +95,11 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 		}
 	} else if mode.TokenFile != "" {
 		token, err := readToken(mode.TokenFile)
-		if err != nil {
-			return nil, err
+		if err != nil { // read again while the part runs
+			n.log.Error("agent's token cannot be read; trying on", "err", err)
+			p.setFault(err.Error())
 		}
-		cfg.Token = token
+		p.token, cfg.Token = token, token
 	}
 	var err error
 	if p.client, err = corrosion.New(cfg); err != nil {
@@ -195,6 +198,7 @@ func (p *clusterPart) run(ctx context.Context) error {
 
 func (p *clusterPart) runAgent(ctx context.Context) {
 	if p.mode.URL != "" {
+		p.watchToken(ctx)
 		return
 	}
 	p.awaitPeer(ctx)
@@ -226,6 +230,29 @@ func (p *clusterPart) runAgent(ctx context.Context) {
 		p.agent.Store(a)
 		poke(p.reopened)
 		return
+	}
+}
+
+// watchToken has the part made anew when the file has another token: the client
+// keeps the one that it was made with.
+func (p *clusterPart) watchToken(ctx context.Context) {
+	if p.mode.TokenFile == "" {
+		return
+	}
+	tick := time.NewTicker(tokenLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		token, err := readToken(p.mode.TokenFile)
+		if err == nil && token != p.token {
+			p.log.Info("agent's token read", "file", p.mode.TokenFile)
+			poke(p.reopened)
+			return
+		}
 	}
 }
 
@@ -555,6 +582,7 @@ func (n *Node) readClaim(ctx context.Context, subnet netip.Prefix) (time.Time, e
 func (p *clusterPart) healthLoop(ctx context.Context) error {
 	tick := time.NewTicker(agentLook)
 	defer tick.Stop()
+	told := p.mode.URL == "" // of an agent of its own the node says why it does not run; of one that is lost the store says so
 	for {
 		ask, cancel := context.WithTimeout(ctx, agentLook)
 		h := &agentHealth{}
@@ -582,7 +610,11 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 		cancel()
 		if err != nil {
 			h = nil
+			if !told && ctx.Err() == nil {
+				p.log.Warn("agent does not answer as it should; going on with what is known", "url", p.mode.URL, "err", err)
+			}
 		}
+		told = true
 		p.health.Store(h)
 		select {
 		case <-ctx.Done():

@@ -188,9 +188,12 @@ func (n api) UseRegistry(ctx context.Context, mode control.RegistryMode) (contro
 
 // readToken reads the token of an agent that somebody else runs.
 func readToken(file string) (string, error) {
-	text, _, err := statefile.Read(file, maxToken)
+	text, mode, err := statefile.Read(file, maxToken)
 	if err != nil {
 		return "", fmt.Errorf("token of the agent: %w", err)
+	}
+	if mode.Perm()&0o007 != 0 {
+		return "", fmt.Errorf("token of the agent: %s has mode %#o, so everybody has it, want 0600 or 0640: chmod o-rwx %s, and give the agent another token", file, mode.Perm(), file)
 	}
 	token := strings.TrimSpace(string(text))
 	if token == "" {

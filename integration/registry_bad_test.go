@@ -1,0 +1,120 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/acidtib/jiji-node/integration/lab"
+	"github.com/acidtib/jiji-node/node/control"
+)
+
+// A bad agent is named once, in the log and in status; the mesh goes on, and when
+// the cause is mended the node recovers by itself.
+func TestRegistryShow8BadAgents(t *testing.T) {
+	t.Parallel()
+	const token, program = "/run/token", "/run/corrosion"
+	external := []string{"--corrosion-url", "http://127.0.0.1:8099", "--corrosion-token-file", token}
+	managed := []string{"--corrosion-bin", program}
+	for _, c := range []struct {
+		name, prepare string // BIN is a real agent
+		args          []string
+		want          string // of the registry's error
+		mend          string // "" proves no recovery
+		mended        string // what the error lacks then; "": the registry is up
+	}{
+		{"BinaryMissing", "", managed, `there is no corrosion binary "` + program + `"`, "ln -s BIN " + program, ""},
+		{"NotCorrosion", "ln -s /bin/echo " + program, managed, `is no corrosion: asked for its version it says`, "ln -sf BIN " + program, ""},
+		{"DiesEverySecond", `printf '#!/bin/sh\nif [ "$1" = --version ]; then echo corrosion 1.0.0; exit; fi\nsleep 1; echo bad luck; exit 3\n' >` + program + "; chmod 755 " + program, managed, "exit status 3: bad luck", "ln -sf BIN " + program, ""},
+		{"NoTokenFile", "", external, token + ": no such file", "printf secret >" + token + "; chmod 600 " + token, "token of the agent"},
+		{"EmptyTokenFile", ": >" + token + "; chmod 600 " + token, external, token + " is empty", "printf secret >" + token, "token of the agent"},
+		{"TokenFileOfAll", "printf secret >" + token + "; chmod 644 " + token, external, token + " has mode 0644", "chmod 600 " + token, "token of the agent"},
+		{"NoIPv6", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6", managed, "sysctl -w net.ipv6.conf.all.disable_ipv6=0", "", ""},
+		{"GarbageAPI", `cd /run; nohup python3 -c 'import http.server as h
+class H(h.BaseHTTPRequestHandler):
+  def do_POST(s): s.send_response(200); s.end_headers(); s.wfile.write(b"<html>")
+h.HTTPServer(("127.0.0.1",8099),H).serve_forever()' >/dev/null 2>&1 &`, external[:2], "<html>", "", ""},
+		{"APIPortTaken", `nohup python3 -c 'import socket,time; s=socket.create_server(("127.0.0.1",8080)); time.sleep(600)' >/dev/null 2>&1 & echo $! >/run/holder; ln -s BIN ` + program, managed, "API address 127.0.0.1:8080/tcp is taken", "kill $(cat /run/holder)", ""},
+		{"NobodyListens", "", external[:2], "127.0.0.1:8099", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := newCluster(t, 2)
+			web1 := m.servers[0]
+			if c.prepare != "" {
+				web1.Run("sh", "-c", strings.ReplaceAll(c.prepare, "BIN", m.bin))
+			}
+			m.launch(0, append([]string{"--registry", "corrosion"}, c.args...)...)
+			m.launch(1)
+			m.nodes[0].WaitReady()
+			m.nodes[1].WaitReady()
+			m.waitUp(m.servers...)
+			waitRegistry(t, web1, 20*time.Second, func(r control.Registry) error {
+				if r.Mode != control.Corrosion || !strings.Contains(r.Error, c.want) {
+					return fmt.Errorf("want %q, registry is %+v", c.want, r)
+				}
+				return nil
+			})
+			began := time.Now()
+			web1.Run("jiji-node", "service", "register", "api", "--ip", "10.210.0.10")
+			answers(t, web1, 0, "api.jiji", time.Second, "10.210.0.10")
+			t.Logf("registered and answered after %v", time.Since(began))
+			if c.args[0] == "--corrosion-url" {
+				m.nodes[0].WaitLog(c.want, 10*time.Second)
+			}
+			if n := logged(m.nodes[0], c.want); n != 1 {
+				t.Errorf("logged %d times, want once: %s", n, c.want)
+			}
+			if c.mend == "" {
+				return
+			}
+			web1.Run("sh", "-c", strings.ReplaceAll(c.mend, "BIN", m.bin))
+			began = time.Now()
+			if c.mended == "" {
+				m.joined(web1)
+			} else {
+				waitRegistry(t, web1, 20*time.Second, func(r control.Registry) error {
+					if strings.Contains(r.Error, c.mended) {
+						return fmt.Errorf("registry is %+v", r)
+					}
+					return nil
+				})
+			}
+			t.Logf("recovered after %v", time.Since(began))
+		})
+	}
+}
+
+// logged counts the warnings and errors that a node logged with a text.
+func logged(p *lab.Process, text string) (n int) {
+	for line := range strings.Lines(p.Log()) {
+		if (strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")) && strings.Contains(strings.ReplaceAll(line, `\"`, `"`), text) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestRegistryShow8WrongInput(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, command, want string }{
+		{"Mode", "jiji-node run --registry etcd", `--registry|"etcd"|want embedded or corrosion`},
+		{"URL", "jiji-node run --registry corrosion --corrosion-url ftp://x", "--corrosion-url|ftp://x|want"},
+		{"URLOfEmbedded", "jiji-node run --registry embedded --corrosion-url http://127.0.0.1:8080", "registry embedded|no URL"},
+		{"API", "jiji-node run --corrosion-api 0.0.0.0:8080", `--corrosion-api|"0.0.0.0:8080"|127.0.0.1:8080`},
+		{"TokenFile", "jiji-node run --registry corrosion --corrosion-url http://127.0.0.1:8080 --corrosion-token-file token", `token file "token"|absolute path`},
+		{"GossipPort", "jiji-node run --gossip-port 0", "--gossip-port|0, want 1 to 65535"},
+		{"GossipPortTooLarge", "jiji-node run --gossip-port 65536", "--gossip-port|65536|65535"},
+		{"ControlPort", "jiji-node run --control-port 8787", "--control-port|8787|gossip port"},
+		{"UseMode", "jiji-node registry use etcd", `registry "etcd"|want embedded or corrosion`},
+		{"UseTokenFile", "jiji-node registry use corrosion --url http://127.0.0.1:8080 --token-file token", `token file "token"|absolute path`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			isRefused(t, newServer(t), typedWrong, c.want, "sh", "-c", c.command)
+		})
+	}
+}
