@@ -14,7 +14,7 @@ import (
 
 // A bad agent is named once, in the log and in status; the mesh goes on, and when
 // the cause is mended the node recovers by itself.
-func TestRegistryShow8BadAgents(t *testing.T) {
+func TestRegistryShow8MendedAgents(t *testing.T) {
 	t.Parallel()
 	const token, program = "/run/token", "/run/corrosion"
 	external := []string{"--corrosion-url", "http://127.0.0.1:8099", "--corrosion-token-file", token}

@@ -13,24 +13,12 @@ import (
 	"github.com/acidtib/jiji-node/registry/corrosion/agenttest"
 )
 
-const (
-	garbageAgent = `
-import http.server
-class H(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get('Content-Length', 0)))
-        self.send_response(200); self.end_headers(); self.wfile.write(b'{"what":1}\n<html>')
-    do_GET = do_POST
-    def log_message(self, *a): pass
-http.server.ThreadingHTTPServer(('127.0.0.1', 8080), H).serve_forever()
-`
-	silentAgent = `
+const silentAgent = `
 import socket, time
 s = socket.create_server(('127.0.0.1', 8080), backlog=200)
 held = []
 while True: held.append(s.accept())
 `
-)
 
 // Whatever is wrong with the agent: one clear line says so, in the log and in
 // status; tunnel, names and registrations of this server go on.
@@ -57,15 +45,9 @@ func TestRegistryShow8BadAgents(t *testing.T) {
 		args func(*lab.Server) []string
 		says string // in the error of the registry
 	}{
-		{"BinaryMissing", func(*lab.Server) []string { return managed("/nowhere/corrosion") }, "/nowhere/corrosion"},
-		{"NotCorrosion", func(*lab.Server) []string { return managed("/bin/true") }, "/bin/true"},
 		{"PanicsAtStart", func(s *lab.Server) []string {
 			return managed(script(s, `case "$1" in --version|-V) echo "corrosion 0.2.0"; exit;; esac; echo "thread 'main' panicked at no luck" >&2; exit 101`))
 		}, "101"},
-		{"APIPortTaken", func(s *lab.Server) []string {
-			python(s, garbageAgent)
-			return managed(bin)
-		}, "127.0.0.1:8080"},
 		{"DiskFull", func(s *lab.Server) []string {
 			s.Run("mkdir", "-p", "/var/lib/jiji/corrosion")
 			s.Run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/var/lib/jiji/corrosion")
@@ -90,6 +72,7 @@ admin = { path = "/run/old.sock" }
 		}, "containers"},
 		{"WrongToken", func(s *lab.Server) []string {
 			s.WriteFile("/etc/token", "wrong")
+			s.Run("chmod", "600", "/etc/token")
 			s.WriteFile("/etc/a.toml", `
 db = { path = "/var/lib/a.db", schema_paths = [] }
 gossip = { addr = "127.0.0.1:4001", plaintext = true }
@@ -99,12 +82,6 @@ admin = { path = "/run/a.sock" }
 			s.Spawn(bin, "-c", "/etc/a.toml", "agent")
 			return append(external, "--corrosion-token-file", "/etc/token")
 		}, "token"},
-		{"TokenFileMissing", func(*lab.Server) []string { return append(external, "--corrosion-token-file", "/etc/no-token") }, "/etc/no-token"},
-		{"NobodyListens", func(*lab.Server) []string { return external }, "refused"},
-		{"AnswersGarbage", func(s *lab.Server) []string {
-			python(s, garbageAgent)
-			return external
-		}, "want an event"},
 		{"NeverAnswers", func(s *lab.Server) []string {
 			python(s, silentAgent)
 			return external

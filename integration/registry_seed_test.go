@@ -118,6 +118,7 @@ func TestRegistryExternalWithoutOurTables(t *testing.T) {
 	web1, web2 := c.servers[0], c.servers[1]
 	web1.WriteFile("/etc/agent/schema/shared.sql", sharedSchema(web1))
 	web1.WriteFile("/etc/agent/token", "s3cret\n")
+	web1.Run("chmod", "600", "/etc/agent/token")
 	management := strings.TrimSpace(sh(web1, "jq -r '.topology.servers[] | select(.id==\"web1\") | .managementIp' /var/lib/jiji/network.json"))
 	web1.WriteFile("/etc/agent/config.toml", fmt.Sprintf(`
 [db]

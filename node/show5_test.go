@@ -302,7 +302,7 @@ func TestRegistryShow5FullCluster(t *testing.T) {
 		start := time.Now()
 		snapshot := await(t, s, time.Minute, full)
 		published := time.Now()
-		p := makePlan(topo, key, snapshot.All(), true, true, unlimited)
+		p := makePlan(topo, key, snapshot.All(), true, true, nobody, unlimited)
 		planned := time.Now()
 		zone, err := dnsserver.NewZone(p.zone)
 		if err != nil {
