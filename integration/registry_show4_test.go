@@ -343,7 +343,7 @@ func TestRegistryShow4Tombstone(t *testing.T) {
 	web1, web3 := c.servers[0], c.servers[2]
 	c.step("Remove", func() {
 		web1.Run("jiji-node", "server", "remove", "--force", "web3")
-		lab.Eventually(t, 15*time.Second, "web3 leaves", func() error {
+		lab.Eventually(t, 30*time.Second, "web3 leaves", func() error {
 			st, err := tryStatus(t, web3)
 			if err != nil {
 				return err

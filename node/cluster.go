@@ -157,7 +157,10 @@ func (p *clusterPart) peersOf(t topology.Topology) []netip.Addr {
 func (p *clusterPart) setPeers(t topology.Topology) {
 	peers := p.peersOf(t)
 	was := p.peers.Swap(&peers)
-	if a := p.agent.Load(); a != nil && (was == nil || !slices.Equal(*was, peers)) {
+	if was != nil && slices.Equal(*was, peers) {
+		return
+	}
+	if a := p.agent.Load(); a != nil {
 		a.SetBootstrap(p.bootstrap())
 	}
 	poke(p.news)

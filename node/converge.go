@@ -23,7 +23,7 @@ import (
 
 const (
 	convergeEvery = time.Minute      // puts back what somebody changed without news of it
-	tellLeaving   = 20 * time.Second // a removed server hears so through the mesh
+	tellLeaving   = 30 * time.Second // a removed server hears so through the mesh
 	convergeRetry = 2 * time.Second  // after a plan that could not be applied whole; twice as long each time it fails alike
 )
 
@@ -40,15 +40,7 @@ func (n *Node) converge(fresh, regular bool) error {
 		fresh = fresh || changed
 	}
 	if fresh {
-		topo := n.members.Topology()
-		c := n.cluster.Load()
-		n.noteLeaving(topo)
-		n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.isLeaving, n.peerMTU)
-		n.plan.zone.Partial = c != nil && !c.store.Whole()
-		if c != nil {
-			c.setPeers(topo)
-		}
-		n.logRefused()
+		err = errors.Join(err, n.replan())
 	}
 	wanted := host.Wanted{Closed: n.closed(), Subnet: n.members.Self().Subnet, Forwarding: true}
 	if t != nil {
@@ -64,20 +56,32 @@ func (n *Node) converge(fresh, regular bool) error {
 	if herr != nil {
 		err = errors.Join(err, fmt.Errorf("set routes: %w", herr))
 	}
-	if !fresh {
-		return err
+	return err
+}
+
+// replan makes the plan anew, and has the name server answer by it. That is all
+// that a change of the catalog asks for.
+func (n *Node) replan() error {
+	topo := n.members.Topology()
+	c := n.cluster.Load()
+	n.noteLeaving(topo)
+	n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.isLeaving, n.peerMTU)
+	n.plan.zone.Partial = c != nil && !c.store.Whole()
+	if c != nil {
+		c.setPeers(topo)
 	}
+	n.logRefused()
 	n.monitor.SetCandidates(n.plan.candidates)
 	n.serial++
 	n.plan.zone.Serial = n.serial
-	zone, zerr := dnsserver.NewZone(n.plan.zone)
-	if zerr != nil {
-		return errors.Join(err, fmt.Errorf("build zone: %w", zerr))
+	zone, err := dnsserver.NewZone(n.plan.zone)
+	if err != nil {
+		return fmt.Errorf("build zone: %w", err)
 	}
 	n.dns.SetZone(zone)
 	n.names.Store(int64(len(n.plan.zone.Names)))
-	n.plan.zone.Names = nil // as much memory as the zone itself has
-	return err
+	n.plan.zone.Names = nil // the zone has them
+	return nil
 }
 
 // containers are those of the catalog.
@@ -241,7 +245,13 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 				return nil
 			}
 		case <-n.members.Changed():
+			if c := n.cluster.Load(); c != nil {
+				poke(c.news)
+			}
 		case <-n.storeChanged:
+			if !n.faulty() && n.replan() == nil {
+				continue
+			}
 		case <-n.hostChanged:
 			fresh = n.faulty()
 			poke(n.underlayChanged)

@@ -24,8 +24,9 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	rowsOfOne    = 250  // rows of one transaction
-	rememberMost = 1024 // deletions that are remembered, to tell who else writes such a row
+	writeLimit   = 10 * time.Second // for one transaction, which takes well under a second
+	rowsOfOne    = 250              // rows of one transaction
+	rememberMost = 1024             // deletions that are remembered, to tell who else writes such a row
 
 	joinedKey = "cluster_joined" // of jiji_meta: rows that the registry had of this server are in the file
 )
@@ -470,7 +471,7 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 // exec runs one transaction and tells the peers of it. Whether one happened whose
 // answer does not come is not known: all of them may be repeated.
 func (s *Store) exec(ctx context.Context, list ...corrosion.Statement) error {
-	ctx, cancel := context.WithTimeout(ctx, queryLimit)
+	ctx, cancel := context.WithTimeout(ctx, writeLimit)
 	defer cancel()
 	out, err := s.cfg.Client.Exec(ctx, list...)
 	if err != nil {
