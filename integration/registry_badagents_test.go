@@ -85,7 +85,7 @@ admin = { path = "/run/a.sock" }
 		{"NeverAnswers", func(s *lab.Server) []string {
 			python(s, silentAgent)
 			return external
-		}, "silent"},
+		}, "has not answered for"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -231,7 +231,6 @@ func agentProcesses(s *lab.Server) []string {
 // Show 2: while all agents are away, tunnels, names and restarts of nodes go on, and
 // what is registered is accepted. When they are back, all have all of it.
 func TestRegistryShow2AgentsAwayForAMinute(t *testing.T) {
-	t.Parallel()
 	away := time.Minute
 	if testing.Short() {
 		away = 20 * time.Second
@@ -384,7 +383,6 @@ func (c *cluster) rememberedWithoutAgents(i int, before, now map[string]netip.Ad
 // Show 3: what is registered on both sides of a partition is everywhere soon after it
 // is healed, and no side ever removes a peer.
 func TestRegistryShow3PartitionHeals(t *testing.T) {
-	t.Parallel()
 	apart := time.Minute
 	if testing.Short() {
 		apart = 20 * time.Second
