@@ -126,13 +126,13 @@ func (c *Catalog) DropExtra(id string) {
 
 // SetProject takes a row of services.
 func (c *Catalog) SetProject(service string, project any) {
-	if _, ok := project.(string); !ok && project != nil {
-		project = show(project) // it can be compared then, and is refused all the same
+	known, ok := c.projects[service]
+	was, _ := known.(string)
+	if text, isText := project.(string); ok && isText && known != nil && text == was {
+		return
 	}
-	if known, ok := c.projects[service]; !ok || known != project {
-		c.projects[service] = project
-		c.resettle(service)
-	}
+	c.projects[service] = project // compared as text only: other cells may not be comparable
+	c.resettle(service)
 }
 
 // DropProject says that services has no such row.
