@@ -126,9 +126,8 @@ func (c *Catalog) DropExtra(id string) {
 
 // SetProject takes a row of services.
 func (c *Catalog) SetProject(service string, project any) {
-	known, ok := c.projects[service]
-	was, _ := known.(string)
-	if text, isText := project.(string); ok && isText && known != nil && text == was {
+	was, wasText := c.projects[service].(string)
+	if text, isText := project.(string); wasText && isText && text == was {
 		return
 	}
 	c.projects[service] = project // compared as text only: other cells may not be comparable
