@@ -591,6 +591,9 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 		h := &agentHealth{}
 		err := p.client.Query(ask, corrosion.SQL("SELECT foca_state FROM __corro_members"), func(cells []any) error {
 			var state struct{ State string }
+			if len(cells) != 1 {
+				return errors.New("want one cell")
+			}
 			if text, ok := cells[0].(string); ok && json.Unmarshal([]byte(text), &state) == nil && state.State == "Alive" {
 				h.members++
 			}
@@ -598,6 +601,9 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 		})
 		if err == nil {
 			err = p.client.Query(ask, corrosion.SQL(`SELECT coalesce(sum("end" - start + 1), 0) FROM __corro_bookkeeping_gaps`), func(cells []any) error {
+				if len(cells) != 1 {
+					return errors.New("want one cell")
+				}
 				gaps, _ := cells[0].(int64)
 				h.gaps = int(gaps)
 				return nil

@@ -493,7 +493,7 @@ func (s *Store) differing(ctx context.Context, t *table) map[string]uint64 {
 	ctx, cancel := context.WithTimeout(ctx, queryLimit)
 	defer cancel()
 	err := s.cfg.Client.Query(ctx, t.all(), func(cells []any) error {
-		if id, ok := key(cells); ok {
+		if id, ok := t.key(cells); ok {
 			now[id] = digest(cells)
 		}
 		return nil
@@ -758,7 +758,7 @@ func (s *Store) look(ctx context.Context) {
 		t.absent = err != nil
 		p := t.begin()
 		for _, cells := range rows {
-			if id, ok := key(cells); ok {
+			if id, ok := t.key(cells); ok {
 				p.row(id, cells)
 			}
 		}
@@ -881,7 +881,7 @@ func (s *Store) readRows(ctx context.Context, t *table, ids []string, settled bo
 		found := map[string][]any{}
 		query, cancel := context.WithTimeout(ctx, queryLimit)
 		err := s.cfg.Client.Query(query, t.some(chunk), func(cells []any) error {
-			if id, ok := key(cells); ok {
+			if id, ok := t.key(cells); ok {
 				found[id] = slices.Clone(cells)
 			}
 			return nil

@@ -145,7 +145,7 @@ func (s *Store) lookAt(ctx context.Context, writer [16]byte, from int64) (reache
 	defer cancel()
 	keys := map[string]map[string]struct{}{}
 	count := 0
-	err = s.cfg.Client.Query(ctx, corrosion.SQL(`SELECT "table", pk, db_version FROM crsql_changes WHERE site_id = ? AND db_version > ?`, writer[:], from), func(cells []any) error {
+	err = s.query(ctx, 3, corrosion.SQL(`SELECT "table", pk, db_version FROM crsql_changes WHERE site_id = ? AND db_version > ?`, writer[:], from), func(cells []any) error {
 		name, _ := cells[0].(string)
 		pk, _ := cells[1].([]byte)
 		version, _ := cells[2].(int64)

@@ -190,7 +190,7 @@ func (s *Store) catchUp(ctx context.Context) bool {
 	}
 	age := time.Since(whole)
 	var gaps int64
-	if err := s.cfg.Client.Query(ctx, corrosion.SQL("SELECT count(*) FROM __corro_bookkeeping_gaps"), func(cells []any) error {
+	if err := s.query(ctx, 1, corrosion.SQL("SELECT count(*) FROM __corro_bookkeeping_gaps"), func(cells []any) error {
 		gaps, _ = cells[0].(int64)
 		return nil
 	}); err != nil && !errors.Is(err, corrosion.ErrNoTable) || gaps > 0 {
@@ -222,7 +222,7 @@ func (s *Store) readServers(ctx context.Context) bool {
 		found := map[string][]any{}
 		query, cancel := context.WithTimeout(ctx, queryLimit)
 		err := s.cfg.Client.Query(query, t.all(), func(cells []any) error {
-			if id, ok := key(cells); ok {
+			if id, ok := t.key(cells); ok {
 				found[id] = slices.Clone(cells)
 			}
 			return nil
@@ -242,10 +242,21 @@ func (s *Store) readServers(ctx context.Context) bool {
 	return true
 }
 
+// query is the client's Query for rows of that many cells: a stranger who answers
+// in the agent's place may send any.
+func (s *Store) query(ctx context.Context, width int, q corrosion.Statement, row func(cells []any) error) error {
+	return s.cfg.Client.Query(ctx, q, func(cells []any) error {
+		if len(cells) != width {
+			return fmt.Errorf("a row of %d cells, want %d", len(cells), width)
+		}
+		return row(cells)
+	})
+}
+
 // Versions returns what the agent has of each writer.
 func (s *Store) Versions(ctx context.Context) (Versions, error) {
 	v := Versions{}
-	err := s.cfg.Client.Query(ctx, corrosion.SQL("SELECT site_id, db_version FROM crsql_db_versions"), func(cells []any) error {
+	err := s.query(ctx, 2, corrosion.SQL("SELECT site_id, db_version FROM crsql_db_versions"), func(cells []any) error {
 		id, ok := cells[0].([]byte)
 		version, isInt := cells[1].(int64)
 		if !ok || len(id) != 16 || !isInt {
@@ -272,7 +283,7 @@ func (s *Store) importOwn(ctx context.Context) error {
 		return err
 	}
 	var rows []registry.Container
-	err = s.cfg.Client.Query(ctx, corrosion.SQL(`
+	err = s.query(ctx, 15, corrosion.SQL(`
 		SELECT c.id, c.service, c.server_id, c.ip, c.started_at, c.instance_id, c.health_status, c.last_health_check,
 			c.consecutive_failures, c.health_port, j.server_id, j.project, j.name, j.ports, j.external
 		FROM containers c LEFT JOIN jiji_containers j ON j.id = c.id WHERE c.server_id = ?`, s.cfg.ServerID), func(c []any) error {

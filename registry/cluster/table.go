@@ -173,9 +173,10 @@ func digest(cells []any) uint64 {
 	return h.Sum64() | 1
 }
 
-// key is the primary key of a row; not ok for one that no node writes.
-func key(cells []any) (id string, ok bool) {
-	if len(cells) > 0 {
+// key is the primary key of a row; not ok for one that no node writes, and for one
+// that no agent sends.
+func (t *table) key(cells []any) (id string, ok bool) {
+	if len(cells) == len(t.columns) {
 		id, ok = cells[0].(string)
 	}
 	return id, ok
@@ -199,7 +200,7 @@ func (f *follower) Begin() { f.do(func() { f.pass = f.t.begin() }) }
 
 // Row implements corrosion.View.
 func (f *follower) Row(cells []any) {
-	if id, ok := key(cells); ok {
+	if id, ok := f.t.key(cells); ok {
 		f.do(func() { f.pass.row(id, cells) })
 	}
 }
@@ -215,7 +216,7 @@ func (f *follower) End() {
 
 // Change implements corrosion.View.
 func (f *follower) Change(kind corrosion.Kind, cells []any) {
-	id, ok := key(cells)
+	id, ok := f.t.key(cells)
 	if !ok {
 		return
 	}
