@@ -24,7 +24,7 @@ const (
 	reassertEvery = time.Minute
 	reassertMost  = 3 // in that time
 
-	writeLimit   = 10 * time.Second // for one transaction, which takes well under a second
+	callLimit    = 10 * time.Second // for one transaction or short query, which take well under a second
 	rowsOfOne    = 250              // rows of one transaction
 	rememberMost = 1024             // deletions that are remembered, to tell who else writes such a row
 
@@ -242,9 +242,11 @@ func (s *Store) readServers(ctx context.Context) bool {
 	return true
 }
 
-// query is the client's Query for rows of that many cells: a stranger who answers
+// query is the client's Query for short results of rows of that many cells: a stranger who answers
 // in the agent's place may send any.
 func (s *Store) query(ctx context.Context, width int, q corrosion.Statement, row func(cells []any) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	return s.cfg.Client.Query(ctx, q, func(cells []any) error {
 		if len(cells) != width {
 			return fmt.Errorf("a row of %d cells, want %d", len(cells), width)
@@ -482,7 +484,7 @@ func (s *Store) write(ctx context.Context, ops []op) error {
 // exec runs one transaction and tells the peers of it. Whether one happened whose
 // answer does not come is not known: all of them may be repeated.
 func (s *Store) exec(ctx context.Context, list ...corrosion.Statement) error {
-	ctx, cancel := context.WithTimeout(ctx, writeLimit)
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	out, err := s.cfg.Client.Exec(ctx, list...)
 	if err != nil {

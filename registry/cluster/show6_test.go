@@ -277,7 +277,7 @@ func TestRegistryShow6Writes(t *testing.T) {
 		{"LostResponse", func(a *corrotest.Agent) func() { a.LoseResponse(1); return func() {} }},
 		{"Shed503", func(a *corrotest.Agent) func() { a.Shed(corrotest.Transactions, 2); return func() {} }},
 		{"Garbage", func(a *corrotest.Agent) func() { a.Answer(corrotest.Transactions, 2, 200, "<html>"); return func() {} }},
-		{"NeverAnswers", func(a *corrotest.Agent) func() { a.NeverAnswer(corrotest.Transactions, 1); return func() {} }},
+		{"NeverAnswers", func(a *corrotest.Agent) func() { a.NeverAnswer(corrotest.Transactions, 2); return func() {} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
