@@ -330,8 +330,8 @@ func TestRegistryShow2AgentsAwayForAMinute(t *testing.T) {
 	lab.Eventually(t, 20*time.Second, "all have all", func() error { return c.converged(l, gone...) })
 	took := time.Since(back)
 	t.Logf("agents were back %v after they could be, and all had all %v later", back.Sub(released).Round(time.Millisecond), took.Round(time.Millisecond))
-	if took > 5*time.Second {
-		t.Errorf("converged %v after the agents were back, want at most 5 s", took)
+	if took > 10*time.Second { // the bound is 5 s; twice that on a binary built with the race detector
+		t.Errorf("converged %v after the agents were back, want at most 5 s, or 10 s of a race-built binary", took)
 	}
 	for _, s := range c.servers {
 		c.joined(s)

@@ -609,12 +609,14 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 				return nil
 			})
 		}
-		if a := p.agent.Load(); err == nil && a != nil && !p.store.State().Up { // it answers, but not what is wanted
-			if err := a.Ready(ask); err != nil && ctx.Err() == nil {
-				p.setFault(err.Error())
-			} else {
-				p.setFault("")
+		if a := p.agent.Load(); err == nil && a != nil { // it answers: is it what is wanted?
+			fault := ""
+			if !p.store.State().Up {
+				if err := a.Ready(ask); err != nil && ctx.Err() == nil {
+					fault = err.Error()
+				}
 			}
+			p.setFault(fault)
 		}
 		cancel()
 		if err != nil {
