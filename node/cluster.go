@@ -352,10 +352,12 @@ func (p *clusterPart) live(key wgkey.Public) bool { return p.monitor.Peers()[key
 // serversLoop brings what the registry says of servers into the topology, and
 // this machine into the registry.
 func (p *clusterPart) serversLoop(ctx context.Context) error {
+	var again <-chan time.Time // after a problem, which others than the registry may solve
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again:
 		case <-p.news:
 		case <-p.store.ServersChanged():
 		}
@@ -368,6 +370,9 @@ func (p *clusterPart) serversLoop(ctx context.Context) error {
 			return nil
 		case err != nil:
 			problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+		}
+		if again = nil; problem != "" {
+			again = time.After(convergeRetry)
 		}
 		if was := p.problem.Swap(&problem); problem != "" && (was == nil || *was != problem) {
 			p.log.Error("servers of the registry", "err", problem)
