@@ -236,6 +236,7 @@ func TestRegistryShow2AgentsAwayForAMinute(t *testing.T) {
 		away = 20 * time.Second
 	}
 	c := newOutages(t, 3)
+	c.Plain() // times of a binary that users run
 	a, b := c.servers[1].Container("a", "10.210.1.200"), c.servers[2].Container("b", "10.210.2.200")
 	l := newLedger()
 	c.startAll()
