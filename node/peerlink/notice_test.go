@@ -113,3 +113,16 @@ func FuzzParseVersions(f *testing.F) {
 		}
 	})
 }
+
+func FuzzBoots(f *testing.F) {
+	f.Add([]byte(`{"others":[{"boot":"00000000000000aa","ageMs":5}]}`))
+	f.Add([]byte(`{"others":null}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		boots, err := parseBoots(b)
+		for _, o := range boots {
+			if err != nil || !isBoot(o.ID) || o.Age < 0 || o.Age > bootsKept {
+				t.Errorf("%+v, %v", o, err)
+			}
+		}
+	})
+}

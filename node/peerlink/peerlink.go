@@ -15,6 +15,13 @@
 //
 //	GET /v1/versions
 //	{"versions":{"<writer, 32 hexadecimal digits>":<db_version>}}
+//
+// Two machines with one key write as one to Corrosion, if its database was copied,
+// too, and look like one from afar. So each process says who it is, and hears who
+// else said so from the same address in the last five minutes:
+//
+//	GET /v1/boots?boot=<16 hexadecimal digits>
+//	{"others":[{"boot":"<16 hexadecimal digits>","ageMs":<since it said so last>}]}
 package peerlink
 
 import (
@@ -62,7 +69,7 @@ type Stats struct {
 	Strangers  uint64 // datagrams and connections that no member sent
 	Limited    uint64 // datagrams and requests beyond the limits of their rate
 	Rejected   uint64 // connections, because there were too many
-	Answered   uint64 // requests for the versions
+	Answered   uint64 // requests
 	Reopenings uint64 // of sockets that had failed
 }
 
@@ -72,6 +79,7 @@ type Link struct {
 	log     *slog.Logger
 	opened  sockets // by Listen, for Run
 	members *members
+	guests  guestbook
 	wake    chan struct{} // that outbox has news
 
 	mu     sync.Mutex // guards outbox

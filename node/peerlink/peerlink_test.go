@@ -423,3 +423,58 @@ func TestListen(t *testing.T) {
 		l.Close()
 	}
 }
+
+func TestBoots(t *testing.T) {
+	here := netip.IPv6Loopback()
+	at := freePort(t, here)
+	l, _ := running(t, Config{Addr: at, Peers: peers(here)})
+	const first, second = "00000000000000aa", "00000000000000bb"
+	ask := func(boot string) []Boot {
+		t.Helper()
+		others, err := l.Boots(t.Context(), here, boot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return others
+	}
+	if others := ask(first); len(others) != 0 {
+		t.Errorf("others before anybody asked: %v", others)
+	}
+	if others := ask(first); len(others) != 0 {
+		t.Errorf("a process is its own other: %v", others)
+	}
+	if others := ask(second); len(others) != 1 || others[0].ID != first || others[0].Age > time.Minute {
+		t.Errorf("others of the second: %v, want the first", others)
+	}
+	if others := ask(first); len(others) != 1 || others[0].ID != second {
+		t.Errorf("others of the first: %v, want the second", others)
+	}
+	for _, boot := range []string{"", "aa", "00000000000000AA", "zz00000000000000", first + "00"} {
+		if _, err := l.Boots(t.Context(), here, boot); err == nil {
+			t.Errorf("boot %q was taken", boot)
+		}
+	}
+	c := dial(t, at)
+	io.WriteString(c, "GET /v1/boots?boot=nonsense HTTP/1.1\r\nHost: x\r\n\r\n")
+	if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || answer.StatusCode != http.StatusBadRequest {
+		t.Errorf("a boot that is none: %v, %v", answer, err)
+	}
+}
+
+// Of a flood of boots a few are remembered, and none for ever.
+func TestGuestbook(t *testing.T) {
+	var g guestbook
+	a := netip.MustParseAddr("fdcc::1")
+	now := time.Now()
+	for i := range 1000 {
+		if n := len(g.enter(a, fmt.Sprintf("%016x", i), now)); n > maxBoots {
+			t.Fatalf("%d others, want at most %d", n, maxBoots)
+		}
+	}
+	if others := g.enter(netip.MustParseAddr("fdcc::2"), "00000000000000ff", now); len(others) != 0 {
+		t.Errorf("others of another address: %v", others)
+	}
+	if others := g.enter(a, "00000000000000ff", now.Add(bootsKept+time.Second)); len(others) != 0 {
+		t.Errorf("others after %v: %v", bootsKept, others)
+	}
+}

@@ -76,20 +76,26 @@ func parseVersions(b []byte) (map[[16]byte]int64, error) {
 // Versions asks the node at peer which version of each writer its registry has.
 // It takes two seconds at most, unless ctx has a deadline.
 func (l *Link) Versions(ctx context.Context, peer netip.Addr) (map[[16]byte]int64, error) {
+	body, err := l.get(ctx, peer, versionsPath)
+	if err != nil {
+		return nil, fmt.Errorf("ask peer %v for its versions: %w", peer, err)
+	}
+	versions, err := parseVersions(body)
+	if err != nil {
+		return nil, fmt.Errorf("ask peer %v for its versions: parse the answer: %w", peer, err)
+	}
+	return versions, nil
+}
+
+// get returns the body of what the node at peer answers.
+func (l *Link) get(ctx context.Context, peer netip.Addr, path string) ([]byte, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 	}
-	versions, err := l.ask(ctx, netip.AddrPortFrom(peer, l.cfg.Addr.Port()))
-	if err != nil {
-		return nil, fmt.Errorf("ask peer %v for its versions: %w", peer, err)
-	}
-	return versions, nil
-}
-
-func (l *Link) ask(ctx context.Context, peer netip.AddrPort) (map[[16]byte]int64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+peer.String()+versionsPath, nil)
+	at := netip.AddrPortFrom(peer, l.cfg.Addr.Port())
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -112,11 +118,7 @@ func (l *Link) ask(ctx context.Context, peer netip.AddrPort) (map[[16]byte]int64
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
-	versions, err := parseVersions(body)
-	if err != nil {
-		return nil, fmt.Errorf("parse the answer: %w", err)
-	}
-	return versions, nil
+	return body, nil
 }
 
 // answer answers members on streams, which it closes, until ctx is done or
@@ -157,12 +159,15 @@ func (l *Link) answer(ctx context.Context, streams net.Listener) error {
 func (l *Link) handle(w http.ResponseWriter, r *http.Request) {
 	fail := func(code int, text string) { http.Error(w, text, code) }
 	switch {
-	case r.URL.Path != versionsPath:
-		fail(http.StatusNotFound, "this node knows "+versionsPath+" only")
+	case r.URL.Path != versionsPath && r.URL.Path != bootsPath:
+		fail(http.StatusNotFound, "this node knows "+versionsPath+" and "+bootsPath+" only")
 		return
 	case r.Method != http.MethodGet:
 		w.Header().Set("Allow", http.MethodGet)
 		fail(http.StatusMethodNotAllowed, "expected GET")
+		return
+	case r.URL.Path == bootsPath:
+		l.handleBoots(w, r)
 		return
 	case l.cfg.Versions == nil:
 		fail(http.StatusServiceUnavailable, "this node's registry has no versions")
