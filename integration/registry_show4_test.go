@@ -534,3 +534,49 @@ func TestRegistryShow4HostileRows(t *testing.T) {
 		}
 	})
 }
+
+// A copy of a whole machine, Corrosion's database and all, that runs beside it: both
+// say so and write nothing any more; the others' rows are as they were.
+func TestRegistryShow4Clone(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.startAll()
+	web1, web3 := c.servers[0], c.servers[2]
+	c.register(0, "api", "one", "10.210.0.10")
+	c.register(2, "db", "three", "10.210.2.10")
+	answers(t, web1, 0, "db.jiji", 20*time.Second, "10.210.2.10")
+	c.nodes[2].Stop()
+	clone := c.Server("clone").On(c.lan)
+	clone.SetResolvers(c.lan.Gateway())
+	if out, err := runHere("cp", "-a", web3.Path("/var/lib/jiji"), clone.Path("/var/lib/")); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c.nodes[2] = c.start(2, c.corrosion()...)
+	copied := clone.Start(append([]string{"run"}, c.corrosion()...)...)
+	copied.WaitReady()
+	for _, s := range []*lab.Server{web3, clone} {
+		lab.Eventually(t, 3*time.Minute, s.Name+" says so", func() error {
+			st, err := tryStatus(t, s)
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(st.Warnings, func(w string) bool { return strings.Contains(w, "duplicate identity") }) {
+				return fmt.Errorf("it warns %q", st.Warnings)
+			}
+			return nil
+		})
+	}
+	for _, p := range []*lab.Process{c.nodes[2], copied} {
+		if n := strings.Count(p.Log(), "duplicate identity; no own rows"); n != 1 {
+			t.Errorf("the log says so %d times", n)
+		}
+		if n := strings.Count(p.Log(), "written again"); n > 3 {
+			t.Errorf("own rows were written again %d times", n)
+		}
+	}
+	answers(t, web1, 0, "api.jiji", 5*time.Second, "10.210.0.10")
+	answers(t, web1, 0, "db.jiji", 5*time.Second, "10.210.2.10")
+	if st := status(t, web1); len(st.Peers) != 2 {
+		t.Errorf("web1 has %d peers, want 2", len(st.Peers))
+	}
+}

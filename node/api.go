@@ -154,8 +154,18 @@ func InitEntry(m *membership.Membership, r control.InitRequest, running bool) (c
 
 func (n api) AddServers(ctx context.Context, entries []byte, source string) ([]control.Added, error) {
 	c := n.cluster.Load()
-	if c == nil || !c.store.State().CaughtUp { // a newcomer that learns of its first peer, or the file alone
+	if c == nil {
 		return AddEntries(n.members, entries, source, false)
+	}
+	if state := c.store.State(); !state.Up || !state.CaughtUp {
+		claimed, err := n.local.Meta(ctx, claimKey)
+		switch {
+		case err != nil:
+			return nil, err
+		case claimed == "": // a newcomer, which learns of its first peers so, and introduces them when it joins
+			return AddEntries(n.members, entries, source, false)
+		}
+		return nil, errors.New("the registry is down or catching up, and without it the others do not learn of the server: try again when `jiji-node status` says that it is up")
 	}
 	added, err := AddEntries(n.members, entries, source, true)
 	if err != nil {

@@ -37,7 +37,8 @@ const (
 	agentLook  = 5 * time.Second   // how often the agent is asked how it is
 	peerWait   = 3 * time.Second   // for a first session before the agent is started
 	peerLook   = 50 * time.Millisecond
-	askPeers   = 3 // how many peers are asked what they have
+	askPeers   = 3                // how many peers are asked what they have
+	copiesLook = 10 * time.Second // how often a peer is asked for copies of this machine
 )
 
 // errMoved ends a node whose addresses are others now: it starts again.
@@ -47,6 +48,7 @@ var errMoved = errors.New("addresses moved")
 type clusterPart struct {
 	*Node
 	mode    control.RegistryMode
+	boot    string // of this process
 	token   string // of an agent that somebody else runs; "": none, or not readable yet
 	store   *cluster.Store
 	client  *corrosion.Client
@@ -111,11 +113,12 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)
+	p.boot = hex.EncodeToString(boot)
 	cached, versions := n.readCache()
 	p.store, err = cluster.Open(ctx, cluster.Config{
-		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: hex.EncodeToString(boot), Version: n.cfg.Version,
+		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: p.boot, Version: n.cfg.Version,
 		MTU: func() int { return int(n.mtu.Load()) }, Cached: cached, CachedVersions: versions, Peers: p.askPeers,
-		Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Wrote: p.wrote, Log: n.log,
+		Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Held: true, Wrote: p.wrote, Log: n.log,
 	})
 	return p, err
 }
@@ -181,6 +184,7 @@ func (p *clusterPart) run(ctx context.Context) error {
 	g.Go(func() error { return p.serversLoop(ctx) })
 	g.Go(func() error { return p.cacheLoop(ctx) })
 	g.Go(func() error { return p.healthLoop(ctx) })
+	g.Go(func() error { return p.copiesLoop(ctx) })
 	g.Go(func() error {
 		p.runLink(ctx)
 		return nil
@@ -344,6 +348,42 @@ func (p *clusterPart) askPeers(ctx context.Context) []cluster.Versions {
 	}
 	asking.Wait()
 	return answers
+}
+
+// copiesLoop asks one peer after another which processes call from this machine's
+// address. One that called after this one began to is a copy: a process of before a
+// restart calls no more.
+func (p *clusterPart) copiesLoop(ctx context.Context) error {
+	first := map[netip.Addr]time.Time{} // when peers answered first
+	tick := time.NewTicker(copiesLook)
+	defer tick.Stop()
+	for turn := 0; ; turn++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		peers := slices.DeleteFunc(slices.Clone(p.members.Topology().Servers), func(s topology.Server) bool {
+			return s.Key == p.key || !s.RemovedAt.IsZero()
+		})
+		l := p.link.Load()
+		if l == nil || len(peers) == 0 {
+			continue
+		}
+		peer := peers[turn%min(len(peers), askPeers)].ManagementIP
+		boots, err := l.Boots(ctx, peer, p.boot)
+		if err != nil {
+			continue // another one is asked next
+		}
+		for _, b := range boots {
+			if began := first[peer]; !began.IsZero() && b.Age < time.Since(began) {
+				p.store.Duplicate(b.ID)
+			}
+		}
+		if first[peer].IsZero() {
+			first[peer] = time.Now()
+		}
+	}
 }
 
 // live reports whether there is a session with a peer.
@@ -525,21 +565,27 @@ func (p *clusterPart) unattached(subnet netip.Prefix, winner string) error {
 }
 
 // take makes id, host name and subnet this machine's own, and returns errMoved
-// if its addresses are others then.
+// if its addresses are others then. Killed half way, it is done again: the note
+// that it is done comes last.
 func (p *clusterPart) take(ctx context.Context, id, hostname string, subnet netip.Prefix) error {
-	now := time.Now().UTC()
-	if err := p.local.SetMeta(ctx, claimKey, fmt.Sprintf("%d %s", now.UnixMilli(), subnet)); err != nil {
-		return err
-	}
+	p.moving.Store(true) // what follows from the new entry waits for the new start
 	moved, err := p.members.Adopt(id, hostname, subnet)
+	if err != nil || !moved {
+		p.moving.Store(false)
+	}
 	if err != nil {
 		return err
 	}
-	p.claimed = time.UnixMilli(now.UnixMilli())
+	now := time.UnixMilli(time.Now().UnixMilli())
+	err = p.local.SetMeta(ctx, claimKey, fmt.Sprintf("%d %s", now.UnixMilli(), subnet))
 	if moved {
 		p.log.Info("addresses taken from the registry", "id", id, "subnet", subnet)
 		return errMoved
 	}
+	if err != nil {
+		return err
+	}
+	p.claimed = now
 	p.store.SetSelf(p.rowOf(p.members.Self()))
 	return nil
 }

@@ -249,7 +249,7 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 				poke(c.news)
 			}
 		case <-n.storeChanged:
-			if !n.faulty() && n.replan() == nil {
+			if n.moving.Load() || !n.faulty() && n.replan() == nil {
 				continue
 			}
 		case <-n.hostChanged:
@@ -261,6 +261,9 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 		case <-tick.C:
 			regular = true
 		case <-retry:
+		}
+		if n.moving.Load() {
+			continue
 		}
 		n.settle(n.reopen(ctx, g, regular), fresh, regular)
 		retry = n.retry()

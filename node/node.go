@@ -99,6 +99,7 @@ type Node struct {
 	refused         atomic.Pointer[[]registry.Skipped] // containers that are not answered
 	uses            chan use                           // requests to change the registry
 	reopened        chan struct{}                      // the registry is to be opened anew
+	moving          atomic.Bool                        // the node is about to start again with other addresses
 	fault           atomic.Pointer[string]             // why the plan is not applied whole; "" if it is
 	fights          atomic.Pointer[[]string]           // with other programs, one line each
 	unguarded       atomic.Pointer[[]string]           // what the firewall does not do as wanted, one line each

@@ -57,6 +57,11 @@ type Config struct {
 	// was never in the registry waits longer for them. nil: none are.
 	Others func() bool
 
+	// Held keeps own rows from being written, and from being taken over, before
+	// SetSelf: only then it is known that this is the right cluster, and that the
+	// id in it is this server's.
+	Held bool
+
 	// Wrote is told that the agent made a write of ours its version; nil: nobody is.
 	Wrote func(writer [16]byte, version int64)
 
@@ -91,6 +96,7 @@ type Store struct {
 	snapshot atomic.Pointer[registry.Snapshot]
 	view     atomic.Pointer[Servers]
 	writing  atomic.Pointer[writing]
+	copied   atomic.Pointer[string] // another process that is this server; nil: none was heard of
 	changed  chan struct{}
 	serversC chan struct{}
 

@@ -126,6 +126,9 @@ func (s *Store) push(ctx context.Context) bool {
 			s.news()
 		}
 	}()
+	if other := s.copied.Load(); other != nil && w.duplicate == "" {
+		w.duplicate = s.duplicate(*other)
+	}
 	if w.duplicate != "" {
 		return true
 	}
@@ -136,9 +139,9 @@ func (s *Store) push(ctx context.Context) bool {
 		}
 	}
 	s.mu.Lock()
-	removed := s.removed()
+	removed, held := s.removed(), s.cfg.Held && s.self == nil
 	s.mu.Unlock()
-	if removed { // it may not write any more
+	if removed || held { // it may not write any more, or not yet
 		return true
 	}
 	if err := s.importOwn(ctx); err != nil {
@@ -152,8 +155,7 @@ func (s *Store) push(ctx context.Context) bool {
 		if len(s.own.reasserts) >= reassertMost {
 			w.pending = len(ops)
 			if other := s.otherBoot(); other != "" {
-				w.duplicate = fmt.Sprintf("duplicate identity: another process (boot %s) writes the rows of server %s, too, so this one has stopped; two machines have one key: on the copy, stop jiji-node, remove its state directory and add it as a new server", other, s.cfg.ServerID)
-				s.log.Error("duplicate identity; no own rows are written any more", "other_boot", other, "boot", s.cfg.BootID)
+				w.duplicate = s.duplicate(other)
 				return true
 			}
 			w.problem = fmt.Sprintf("registry: somebody else changes the rows of server %s again and again (%s); they are put right %d times a minute", s.cfg.ServerID, ops[0], reassertMost)
@@ -171,6 +173,20 @@ func (s *Store) push(ctx context.Context) bool {
 		return false
 	}
 	return true
+}
+
+// duplicate says, and tells the log, that another process is this server, too.
+func (s *Store) duplicate(other string) string {
+	s.log.Error("duplicate identity; no own rows are written any more", "other_boot", other, "boot", s.cfg.BootID)
+	return fmt.Sprintf("duplicate identity: another process (boot %s) is server %s, too, so this one writes nothing any more; two machines have one key: on the copy, stop jiji-node, remove its state directory and add it as a new server, then restart jiji-node here", other, s.cfg.ServerID)
+}
+
+// Duplicate says that another process with this server's key was heard of: its
+// rows cannot be told from ours, if it has a copy of our agent's database.
+func (s *Store) Duplicate(boot string) {
+	if s.copied.CompareAndSwap(nil, &boot) {
+		poke(s.sync)
+	}
 }
 
 // catchUp reports whether the agent has what its peers had when they were
