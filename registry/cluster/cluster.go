@@ -76,6 +76,7 @@ type Store struct {
 	mu        sync.Mutex // guards all until the blank line
 	tables    []*table
 	catalog   *registry.Catalog
+	alone     *registry.Catalog             // this server's own containers: all that is shown until the rest was read once
 	local     map[string]registry.Container // this server's own, as in the file
 	mine      map[string]struct{}           // ids whose row says that they are this server's
 	extras    map[string]struct{}           // likewise in jiji_containers
@@ -148,7 +149,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
 	s := &Store{
-		cfg: cfg, log: cfg.Log, catalog: registry.NewCatalog(),
+		cfg: cfg, log: cfg.Log, catalog: registry.NewCatalog(), alone: registry.NewCatalog(),
 		local: map[string]registry.Container{}, mine: map[string]struct{}{}, extras: map[string]struct{}{},
 		servers: map[string][]any{}, added: map[string][]any{}, metadata: map[string]string{}, lostAt: time.Now(), seen: Versions{},
 		changed: make(chan struct{}, 1), serversC: make(chan struct{}, 1), publish: make(chan struct{}, 1),
@@ -302,7 +303,19 @@ func (s *Store) Whole() bool {
 	return s.whole()
 }
 
-func (s *Store) whole() bool { return s.containers.complete || len(s.cfg.Cached) > 0 }
+// whole is Whole; s.mu is held. Part of a first reading is no view of anything: a
+// service would be answered with some of its containers.
+func (s *Store) whole() bool {
+	if len(s.cfg.Cached) > 0 {
+		return true
+	}
+	for _, t := range []*table{s.containers, s.services, s.extra} {
+		if !t.complete && !t.absent {
+			return false
+		}
+	}
+	return true
+}
 
 // State tells how the registry is.
 func (s *Store) State() State {
@@ -588,7 +601,10 @@ func (s *Store) publishNow() {
 	s.publisher.Lock()
 	defer s.publisher.Unlock()
 	s.mu.Lock()
-	next := s.catalog.Snapshot()
+	next := s.alone.Snapshot()
+	if s.whole() {
+		next = s.catalog.Snapshot()
+	}
 	doubted := false
 	for _, t := range s.tables {
 		doubted = doubted || len(t.doubt) > 0 || len(t.missing) > 0
@@ -660,11 +676,13 @@ func (s *Store) takeLocal() {
 	for id := range s.local {
 		if _, ok := next[id]; !ok {
 			s.catalog.DropLocal(id)
+			s.alone.DropLocal(id)
 		}
 	}
 	for id, c := range next {
 		if known, ok := s.local[id]; !ok || !same(known, c) {
 			s.catalog.SetLocal(c)
+			s.alone.SetLocal(c)
 		}
 	}
 	s.local = next
