@@ -16,6 +16,8 @@ import (
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
+const maxLabel = 63 // RFC 1035, section 2.3.4
+
 const keepalive = 25 * time.Second // DESIGN: within the shortest common lifetime of a NAT mapping
 
 // A plan is everything that follows from what the node knows.
@@ -86,7 +88,7 @@ func host32(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) 
 
 func nodeName(s topology.Server) string { return strings.ToLower(s.ID) + ".node" }
 
-// names are the owner names of the zone: of all servers, and of the
+// names are the owner names of the zone, in no order: of all servers, and of the
 // containers on them. A container that is not healthy keeps its names, without
 // address; one whose address is not its server's to give has none, see refused.
 func names(t topology.Topology, self topology.Server, containers iter.Seq[*registry.Container]) (all []dnsserver.Name, refused []registry.Skipped) {
@@ -115,19 +117,19 @@ func names(t topology.Topology, self topology.Server, containers iter.Seq[*regis
 			refused = append(refused, registry.Skipped{Table: "containers", Key: c.ID, Reason: err.Error()})
 			continue
 		}
+		var addrs []dnsserver.Addr
+		if c.Health == registry.Healthy {
+			addrs = []dnsserver.Addr{{IP: c.IP, Rank: rank(*c, self)}}
+		}
+		alone := containerName(*c)
 		for _, owner := range ownerNames(*c) {
-			var addrs []dnsserver.Addr
-			if c.Health == registry.Healthy {
-				addrs = []dnsserver.Addr{{IP: c.IP, Rank: rank(*c, self)}}
-			}
-			add(owner, owner == containerName(*c), addrs...)
+			add(owner, owner == alone, addrs...)
 		}
 	}
 	all = make([]dnsserver.Name, 0, len(byOwner))
 	for _, n := range byOwner {
 		all = append(all, *n)
 	}
-	slices.SortFunc(all, func(a, b dnsserver.Name) int { return strings.Compare(a.Owner, b.Owner) })
 	return all, refused
 }
 
@@ -139,13 +141,16 @@ func rank(c registry.Container, self topology.Server) int {
 	return 1
 }
 
-// ownerNames are the names that lead to c, relative to the domain (DESIGN 5).
+// ownerNames are the names that lead to c, relative to the domain (DESIGN 5). One
+// that is too long for a label is none: the others still lead there.
 func ownerNames(c registry.Container) []string {
 	owners := []string{c.Service, c.Service + "." + c.ServerID, containerName(c)}
 	if c.Project != "" {
-		owners = append(owners, c.Project+"-"+c.Service)
-		if c.Instance != "" {
-			owners = append(owners, c.Project+"-"+c.Service+"-"+c.Instance)
+		if name := c.Project + "-" + c.Service; len(name) <= maxLabel {
+			owners = append(owners, name)
+		}
+		if name := c.Project + "-" + c.Service + "-" + c.Instance; c.Instance != "" && len(name) <= maxLabel {
+			owners = append(owners, name)
 		}
 	}
 	slices.Sort(owners)
@@ -154,13 +159,7 @@ func ownerNames(c registry.Container) []string {
 
 // containerName is the name of c alone, which its address points back to.
 func containerName(c registry.Container) string {
-	id := strings.Map(func(r rune) rune {
-		if r == '.' {
-			return '-'
-		}
-		return r
-	}, c.ID)
-	return id[:min(len(id), 12)] + "." + c.Service
+	return strings.ReplaceAll(c.ID[:min(len(c.ID), 12)], ".", "-") + "." + c.Service
 }
 
 // ipv6Endpoints reports whether any server may have to be reached in IPv6.

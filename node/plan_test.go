@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
+	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/topology"
@@ -257,5 +260,22 @@ func TestPlanTellsWhoLeaves(t *testing.T) {
 				t.Errorf("registered %v: a route to the removed server: %v", registered, r)
 			}
 		}
+	}
+}
+
+// Names that are fine each may be too long together: that must not take the zone
+// away, which a row of any server could do then.
+func TestPlanSurvivesLongNames(t *testing.T) {
+	long := strings.Repeat("p", 40)
+	p := makePlan(mesh(server(0), server(1)), server(0).Key, seq(registry.Container{
+		ID: strings.Repeat("c", 128), Service: strings.Repeat("s", 63), Project: long, Instance: long, ServerID: "web1",
+		IP: netip.MustParseAddr("10.210.1.10"), Health: registry.Healthy,
+	}), true, false, nobody, unlimited)
+	zone, err := dnsserver.NewZone(p.zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := zone.Lookup(strings.Repeat("s", 63)+".jiji", dns.TypeA).Records; len(got) != 1 {
+		t.Errorf("the service has %q, want one address", got)
 	}
 }
