@@ -87,7 +87,7 @@ func TestShow7Preflight(t *testing.T) {
 			s.Setenv("GORACE", "atexit_sleep_ms=0")
 			lab.Binary(t)
 			lab.Eventually(t, 30*time.Second, "the links have come up", func() error { // which changes the footprint
-				if out := s.Run("ip", "-brief", "address"); strings.Contains(out, "DOWN") || strings.Count(out, "fe80:") != 2 {
+				if out := s.Run("ip", "-brief", "address"); strings.Contains(out, "DOWN") || strings.Count(out, " fe80::") != 2 {
 					return errors.New(out)
 				}
 				return nil

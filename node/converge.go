@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -124,9 +125,11 @@ func (n *Node) convergeTunnel(t *tunnel.Tunnel, regular bool) (err error) {
 		if rerr != nil {
 			err = fmt.Errorf("restore tunnel: %w", rerr)
 		}
+		var lost []string
 		for _, what := range restored {
-			n.repaired(fmt.Sprintf("interface %s had lost: %s", n.cfg.Interface, what))
+			lost = append(lost, fmt.Sprintf("interface %s had lost: %s", n.cfg.Interface, what))
 		}
+		n.repaired(lost...)
 	}
 	changes, serr := t.SetPeers(n.plan.peers)
 	if serr != nil {
@@ -192,9 +195,16 @@ func (n *Node) logChanges(changes []host.Change) {
 	}
 }
 
-// repaired tells and counts a repair of the interface.
-func (n *Node) repaired(what string) {
-	n.logChanges([]host.Change{{What: what, Reason: n.keeper.Fights.Repaired(n.cfg.Interface, what, time.Now())}})
+// repaired tells and counts a repair of the interface: what was put back at one
+// time, a link that was set down loses several things, is one.
+func (n *Node) repaired(what ...string) {
+	if len(what) == 0 {
+		return
+	}
+	reason := n.keeper.Fights.Repaired(n.cfg.Interface, strings.Join(what, "; "), time.Now())
+	for _, w := range what {
+		n.logChanges([]host.Change{{What: w, Reason: reason}})
+	}
 }
 
 // convergeLoop converges on any news, and is the node's heart beat for systemd.
