@@ -39,6 +39,7 @@ type fault struct {
 type faults struct {
 	waiting   []fault
 	hold      chan struct{} // transactions wait until it is closed; nil: they do not
+	held      int           // transactions that wait
 	firstRows int           // rows that the next first subscriber gets
 	lose      bool          // whether there is such a limit
 	health    *Health
@@ -116,6 +117,13 @@ func (a *Agent) HoldCommits() (release func()) {
 			close(hold)
 		}
 	}
+}
+
+// Held returns how many transactions wait for their commits to be released.
+func (a *Agent) Held() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.faults.held
 }
 
 // LoseRowsOfFirst lets the next subscription that is new end cleanly after that

@@ -88,7 +88,9 @@ func TestHoldCommits(t *testing.T) {
 	release := a.HoldCommits()
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
+	gone := make(chan struct{})
 	wg.Go(func() { // a client that gives up: it is written all the same
+		defer close(gone)
 		r, err := http.NewRequestWithContext(ctx, "POST", a.URL()+"/v1/transactions", strings.NewReader(`["`+insert(1)+`"]`))
 		if err != nil {
 			t.Error(err)
@@ -105,11 +107,12 @@ func TestHoldCommits(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	time.Sleep(50 * time.Millisecond) // for the writes to arrive; too short would only make them late
+	within(t, func() bool { return a.Held() == 2 })
 	if got := query(t, a, "SELECT count(*) FROM services"); !strings.Contains(got, "[1,[0]]") {
 		t.Errorf("a held write is there: %s", got)
 	}
 	cancel()
+	<-gone
 	release()
 	wg.Wait()
 	within(t, func() bool { return strings.Contains(query(t, a, "SELECT count(*) FROM services"), "[1,[2]]") })

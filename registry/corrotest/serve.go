@@ -205,11 +205,21 @@ func (a *Agent) serveTransactions(w http.ResponseWriter, r *http.Request, f faul
 	}
 	a.mu.Lock()
 	hold, down := a.faults.hold, a.down
+	if hold != nil {
+		a.faults.held++
+	}
 	a.mu.Unlock()
 	if hold != nil {
+		ended := false
 		select {
 		case <-hold:
 		case <-down:
+			ended = true
+		}
+		a.mu.Lock()
+		a.faults.held--
+		a.mu.Unlock()
+		if ended {
 			panic(http.ErrAbortHandler)
 		}
 	}
