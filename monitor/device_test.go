@@ -184,6 +184,9 @@ func story(t *testing.T, tell func(t *testing.T, s *world), peers ...*fakePeer) 
 			if e.From == e.To && e.Old == e.New {
 				t.Errorf("event without a change: %+v", e)
 			}
+			if p := s.m.Peers()[e.Key]; p.State != e.To || p.Endpoint != e.New {
+				t.Errorf("told of %+v while Peers has %v on %v", e, p.State, p.Endpoint)
+			}
 			s.events = append(s.events, e)
 		}})
 		go s.run()

@@ -17,6 +17,7 @@ package monitor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -89,14 +90,14 @@ type Config struct {
 	// Peers reads the device.
 	Peers func() ([]Observed, error)
 	// Move sets the endpoint and initiates a handshake there, even when another
-	// message of a handshake was sent a moment ago. The endpoint may be the one
-	// in use.
+	// initiation was sent a moment ago. The endpoint may be the one in use. It may do
+	// nothing where the peer asked from there in the last second, and was answered.
 	Move func(wgkey.Public, netip.AddrPort) error
 	// Ask initiates a handshake on the endpoint in use. It may leave it at the
 	// initiation that the device sent in the last 5 s.
 	Ask func(wgkey.Public) error
-	// Report receives every event, which is logged already. It must not block;
-	// nil for none.
+	// Report receives every event, which is logged already, once Peers tells of
+	// it. It must not block; nil for none.
 	Report func(Event)
 	// Name is what logs call a peer; nil: its key.
 	Name func(wgkey.Public) string
@@ -117,6 +118,7 @@ type Monitor struct {
 	clock time.Duration // time watched: it advances with the readings, and stands still between two that are far apart
 	read  time.Time     // latest reading
 	blind string        // why the device cannot be read; empty if it can
+	told  []Event       // of this reading, not reported yet
 }
 
 // A peer is a path and what people are told about it.
@@ -127,6 +129,10 @@ type peer struct {
 	changes []Event // never modified in place: PeerInfo shares it
 	failure string  // of the latest Ask or Move; empty if it succeeded
 }
+
+// ErrNoDevice is what Config.Peers may return where there is none at the moment, as
+// somebody else tells: there are no paths to watch.
+var ErrNoDevice = errors.New("there is no device")
 
 // New returns a Monitor that watches nothing until SetCandidates.
 func New(cfg Config) *Monitor {
@@ -193,6 +199,9 @@ func (m *Monitor) check() {
 		return
 	}
 	list, err := m.cfg.Peers()
+	if errors.Is(err, ErrNoDevice) {
+		return
+	}
 	if err != nil {
 		if m.blind != err.Error() {
 			m.cfg.Log.Error("cannot read the peers, no path is watched", "err", err)
@@ -233,6 +242,12 @@ func (m *Monitor) check() {
 		}
 	}
 	m.infos.Store(&infos)
+	for _, e := range m.told {
+		if m.cfg.Report != nil {
+			m.cfg.Report(e)
+		}
+	}
+	m.told = m.told[:0]
 }
 
 // watch lets p take one step, carries it out and tells about it.
@@ -281,7 +296,7 @@ func (m *Monitor) watch(now time.Time, key wgkey.Public, p *peer, candidates []n
 	}
 }
 
-// tell logs, keeps and reports an event of p.
+// tell logs and keeps an event of p.
 func (m *Monitor) tell(p *peer, e Event) {
 	level := slog.LevelInfo
 	searching := e.From == e.To && e.To != Up
@@ -300,9 +315,7 @@ func (m *Monitor) tell(p *peer, e Event) {
 	if e.From != e.To {
 		p.since = e.At
 	}
-	if m.cfg.Report != nil {
-		m.cfg.Report(e)
-	}
+	m.told = append(m.told, e)
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort {

@@ -1,12 +1,14 @@
 package monitor
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,39 +37,20 @@ func peerOf(key wgkey.Public, ways paths) *fakePeer {
 }
 
 func TestConnectsToFirstCandidate(t *testing.T) {
-	for _, tc := range []struct {
-		key    wgkey.Public
-		within time.Duration
-	}{{big, 100 * time.Millisecond}, {small, 1100 * time.Millisecond}} {
-		p := peerOf(tc.key, paths{a: both})
+	for _, key := range []wgkey.Public{big, small} {
+		p := peerOf(key, paths{a: both})
 		story(t, func(t *testing.T, s *world) {
-			s.m.SetCandidates(set{tc.key: {a, b}})
-			s.pass(tc.within)
+			s.m.SetCandidates(set{key: {a, b}})
+			s.pass(100 * time.Millisecond)
 			s.change(func() {
 				if p.LastHandshake.IsZero() || !slices.Equal(p.moves, []netip.AddrPort{a}) {
-					t.Errorf("key %d: after %v handshake %v, moves %v", tc.key[0], tc.within, p.LastHandshake, p.moves)
+					t.Errorf("key %d: after 0.1 s handshake %v, moves %v", key[0], p.LastHandshake, p.moves)
 				}
 			})
 			s.pass(time.Second)
-			s.wantState(tc.key, Up)
+			s.wantState(key, Up)
 		}, p)
 	}
-}
-
-// The end with the larger key leaves it to the other one.
-func TestLetsSmallerKeyInitiate(t *testing.T) {
-	p := peerOf(small, paths{a: both})
-	p.source = a
-	story(t, func(t *testing.T, s *world) {
-		s.m.SetCandidates(set{small: {a, b}})
-		s.pass(300 * time.Millisecond)
-		s.change(func() { p.hear(180); p.LastHandshake, p.session = time.Now(), true })
-		s.pass(10 * time.Second)
-		s.wantState(small, Up)
-		if p.asks != 0 || len(p.moves) != 0 {
-			t.Errorf("asked %d times, moved to %v", p.asks, p.moves)
-		}
-	}, p)
 }
 
 // Initiations that crossed were both dropped: WireGuard alone would wait 5 s.
@@ -525,6 +508,24 @@ func TestPauseIsNotSilence(t *testing.T) {
 	}
 }
 
+// A device that is away is no news to tell; one that cannot be read is, once.
+func TestNoDevice(t *testing.T) {
+	var log bytes.Buffer
+	err := ErrNoDevice
+	m := New(Config{Self: self, Log: slog.New(slog.NewTextHandler(&log, nil)), Peers: func() ([]Observed, error) { return nil, err }})
+	m.SetCandidates(set{})
+	m.check()
+	if log.Len() > 0 {
+		t.Errorf("without a device: %s", &log)
+	}
+	err = errors.New("broken")
+	m.check()
+	m.check()
+	if strings.Count(log.String(), "no path is watched") != 1 {
+		t.Errorf("a device that cannot be read: %s", &log)
+	}
+}
+
 func TestMoveFails(t *testing.T) {
 	p := peerOf(big, paths{b: both})
 	story(t, func(t *testing.T, s *world) {
@@ -572,6 +573,30 @@ func TestStepOffersNothingToAskedPeer(t *testing.T) {
 	}
 	if p, act = step(now+silence+100*time.Millisecond, p, seen, []netip.AddrPort{a, b}, true); act.do != stay || p.last.Endpoint != a {
 		t.Errorf("%+v, path %+v", act, p)
+	}
+}
+
+// What we send resets the peer's timer of 25 s for keepalives, and it takes 10 s to
+// answer with one: until then it is not silent, but afterwards it is asked.
+func TestStepWaitsForWhatIsOwed(t *testing.T) {
+	const sentAfter = 24 * time.Second // just before its keepalive
+	heard := time.Hour
+	seen := Observed{Key: big, Endpoint: a, LastHandshake: time.Unix(9, 0)}
+	p, _ := step(heard, path{}, seen, []netip.AddrPort{a}, true)
+	seen.TxBytes += 80 // an echo
+	for at := sentAfter; at < sentAfter+owed; at += time.Second {
+		var act action
+		if p, act = step(heard+at, p, seen, []netip.AddrPort{a}, true); act.do != stay || p.state != Up {
+			t.Fatalf("after %v %+v, path %+v", at, act, p)
+		}
+	}
+	answered := seen
+	answered.RxBytes += keepaliveSize
+	if p, act := step(heard+sentAfter+owed, p, answered, []netip.AddrPort{a}, true); act.do != stay || p.heard != heard+sentAfter+owed {
+		t.Errorf("answered: %+v, path %+v", act, p)
+	}
+	if p, act := step(heard+sentAfter+owed, p, seen, []netip.AddrPort{a}, true); act.do != ask {
+		t.Errorf("not answered: %+v, path %+v", act, p)
 	}
 }
 

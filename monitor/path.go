@@ -10,13 +10,13 @@ import (
 // The device is read once a second: times that so many readings have to meet
 // are a little less than whole seconds.
 const (
-	owed     = 10900 * time.Millisecond // after data was sent: a keepalive answers it within 10 s and a round trip
-	silence  = 30 * time.Second         // without data: persistent keepalives are 25 s apart
-	answer   = 1900 * time.Millisecond  // for each candidate in the first round, doubled in every further one
-	slowest  = 30 * time.Second         // that it is doubled to
-	courtesy = 900 * time.Millisecond   // that the end with the larger key lets the other one initiate
-	spacing  = 25 * time.Millisecond    // between two initiations: responders drop one within 20 ms of another
-	retry    = 4 * time.Second          // initiations this far apart are two: WireGuard repeats one after 5 s
+	owed    = 10900 * time.Millisecond // after data was sent: a keepalive answers it within 10 s and a round trip
+	silence = 30 * time.Second         // without data: persistent keepalives are 25 s apart
+	answer  = 1900 * time.Millisecond  // for each candidate in the first round, doubled in every further one
+	slowest = 30 * time.Second         // that it is doubled to
+	prompt  = 900 * time.Millisecond   // by when an answer is there, if one comes
+	spacing = 25 * time.Millisecond    // between two initiations: responders drop one within 20 ms of another
+	retry   = 4 * time.Second          // initiations this far apart are two: WireGuard repeats one after 5 s
 )
 
 // A path is what is remembered of a peer between two readings. Times are on
@@ -62,7 +62,7 @@ type action struct {
 func step(now time.Duration, p path, seen Observed, candidates []netip.AddrPort, first bool) (path, action) {
 	var why string
 	if !p.known || seen.RxBytes < p.last.RxBytes || seen.TxBytes < p.last.TxBytes {
-		p, why = begin(now, seen, first), "new on the device"
+		p, why = begin(now, seen), "new on the device"
 	} else {
 		p, why = p.observe(now, seen, first)
 	}
@@ -83,14 +83,14 @@ func step(now time.Duration, p path, seen Observed, candidates []netip.AddrPort,
 		case p.calls >= 2:
 			p.state = Suspect
 			return p.question(now, here), action{move, "it asks again, so our answers are lost"}
-		case p.tried > 0 && now-p.asked >= courtesy: // by now it should have answered
+		case p.tried > 0 && now-p.asked >= prompt: // by now it should have answered
 			p.state = Suspect
 			return p, action{reason: p.doubt}
 		case p.tried > 0:
 		case p.sent != 0 && now-p.sent >= owed:
 			p.doubt = "sent data, and nothing heard for 11s"
 			return p.question(now, here), action{do: ask}
-		case now-p.heard >= silence:
+		case p.sent == 0 && now-p.heard >= silence: // what we send puts off the peer's own keepalive, by up to 10 s
 			p.doubt = "nothing heard for 30s"
 			return p.question(now, here), action{do: ask}
 		}
@@ -133,13 +133,10 @@ func step(now time.Duration, p path, seen Observed, candidates []netip.AddrPort,
 
 // begin returns the path of a peer that is new on the device, or whose past is
 // not known.
-func begin(now time.Duration, seen Observed, first bool) path {
+func begin(now time.Duration, seen Observed) path {
 	p := path{known: true, last: seen, due: now}
-	switch {
-	case !seen.LastHandshake.IsZero():
+	if !seen.LastHandshake.IsZero() {
 		p = p.alive(now)
-	case !first:
-		p.due += courtesy
 	}
 	return p
 }
@@ -176,10 +173,11 @@ func (p path) observe(now time.Duration, seen Observed, first bool) (path, strin
 		}
 		p.call = now
 		// Its handshake completes within a round trip, unless our initiation
-		// crossed it: then both were dropped, and one end has to ask again.
+		// crossed it and both were dropped (by a peer that is no jiji-node, or
+		// far away): then one end has to ask again.
 		switch asking := p.state != Up || p.tried > 0; {
 		case asking && first:
-			p = p.returnTo(now + courtesy)
+			p = p.returnTo(now + prompt)
 		case asking:
 			p = p.returnTo(now + answer)
 		}

@@ -30,7 +30,8 @@ import (
 type memNet struct {
 	mu   sync.Mutex // guards the rest
 	at   map[netip.AddrPort]*memBind
-	sent map[netip.AddrPort]int // handshake initiations, by destination
+	sent map[netip.AddrPort]int         // handshake initiations, by destination
+	hold map[netip.AddrPort]memDatagram // initiations, by destination, until there are two; nil: none is held
 }
 
 type memDatagram struct {
@@ -109,6 +110,10 @@ func (b *memBind) Send(packets [][]byte, ep conn.Endpoint) error {
 	for _, p := range packets {
 		if p[0] == device.MessageInitiationType {
 			b.net.sent[to]++
+			if b.net.hold != nil {
+				b.net.cross(to, memDatagram{b.addrs[0], bytes.Clone(p)})
+				continue
+			}
 		}
 		// Handshakes find room, however much data there is.
 		if other := b.net.at[to]; other != nil && (p[0] != device.MessageTransportType || len(other.queue) < cap(other.queue)/2) {
@@ -116,6 +121,19 @@ func (b *memBind) Send(packets [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	return nil
+}
+
+// cross holds an initiation until there is one in the other direction, and then
+// delivers both; n.mu is held.
+func (n *memNet) cross(to netip.AddrPort, d memDatagram) {
+	n.hold[to] = d
+	if len(n.hold) < 2 {
+		return
+	}
+	for to, d := range n.hold {
+		n.at[to].queue <- d
+	}
+	n.hold = nil
 }
 
 func (b *memBind) ParseEndpoint(s string) (conn.Endpoint, error) {
@@ -404,6 +422,35 @@ func TestAsk(t *testing.T) {
 		t.Errorf("%d handshakes within 5 s, want 1", got)
 	}
 	mustGet(t, a, b)
+}
+
+func TestDiscard(t *testing.T) {
+	n := newMemNet()
+	a, b := newNode(t, n, "10.210.1.1", a1), newNode(t, n, "10.210.2.1", b1)
+	a.set(t, b.peer())
+	b.set(t, a.peer())
+	key := b.key.Public()
+	a.Discard(wgkey.Public{9}) // nobody's
+	old := tuntest.Ping(b.ip, a.ip)
+	for range 20 { // for which there is no session
+		a.tun.Outbound <- old
+	}
+	a.tun.Outbound <- tuntest.Ping(netip.MustParseAddr("10.210.9.9"), a.ip) // nobody's: it was read, so the others wait
+	a.Discard(key)
+	fresh := tuntest.Ping(b.ip, a.ip)
+	fresh[len(fresh)-1] ^= 0xff
+	a.tun.Outbound <- fresh
+	if err := a.Move(key, b1); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-b.tun.Inbound:
+		if !bytes.Equal(got, fresh) {
+			t.Error("a packet came that was discarded")
+		}
+	case <-time.After(3 * time.Second):
+		t.Error("the packet that came after did not arrive")
+	}
 }
 
 // wg sets what wg(8) would with that text.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -92,7 +93,7 @@ func configureLink(name string, mtu int, addresses []netip.Prefix) (changed []st
 		case err == nil:
 			changed = append(changed, "address "+a.String())
 		case a.Addr().Is6() && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EAFNOSUPPORT)):
-			return changed, fmt.Errorf("add %v to %s: %w (%w): `sysctl -w net.ipv6.conf.default.disable_ipv6=0` enables it, unless the kernel runs with ipv6.disable=1", a, name, ErrNoIPv6, err)
+			return changed, fmt.Errorf("add %v to %s: %w (%w): `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0` enables it, unless the kernel runs with ipv6.disable=1", a, name, ErrNoIPv6, err)
 		default:
 			return changed, fmt.Errorf("add %v to %s: %w", a, name, err)
 		}
@@ -108,6 +109,24 @@ func configureLink(name string, mtu int, addresses []netip.Prefix) (changed []st
 		changed = append(changed, "up")
 	}
 	return changed, nil
+}
+
+// enableIPv6 has the interface take IPv6 addresses again, where somebody has forbidden
+// that to it alone, and reports whether that was so. What is forbidden to all
+// interfaces stays so.
+func enableIPv6(name string) (bool, error) {
+	file := func(which string) string { return "/proc/sys/net/ipv6/conf/" + which + "/disable_ipv6" }
+	off := func(which string) bool {
+		text, err := os.ReadFile(file(which))
+		return err == nil && strings.TrimSpace(string(text)) == "1" // without IPv6 there is no such file
+	}
+	if !off(name) || off("all") {
+		return false, nil
+	}
+	if err := os.WriteFile(file(name), []byte("0\n"), 0); err != nil {
+		return false, fmt.Errorf("enable IPv6 on %s: %w", name, err)
+	}
+	return true, nil
 }
 
 func addressesOf(link netlink.Link) ([]netip.Prefix, error) {

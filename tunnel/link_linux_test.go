@@ -437,5 +437,19 @@ func TestRestore(t *testing.T) {
 		}
 		restored("address fdcc:1::1/128", "up")
 		restored()
+
+		forbid := func(which string) {
+			t.Helper()
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0); err != nil {
+				t.Skip("cannot disable IPv6: ", err)
+			}
+		}
+		forbid("jiji0")
+		restored("IPv6", "address fdcc:1::1/128")
+		restored()
+		forbid("all")
+		if got, err := tun.Restore(); !errors.Is(err, ErrNoIPv6) || len(got) > 0 {
+			t.Errorf("where no interface may have IPv6: %q, %v", got, err)
+		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
@@ -83,10 +84,12 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 }
 
 // Move makes the peer use endpoint and asks it at once for a new handshake
-// there. What the peer is sent meanwhile waits for that. If the handshake cannot
-// be sent, as when there is no route, it returns why; endpoint is in use all the
-// same. Two calls for one peer have to be more than 20 ms apart, or the second
-// handshake is not answered: WireGuard takes it for a flood.
+// there. What the peer is sent meanwhile waits for that. If the peer asked from
+// there itself less than a second ago, and is answered, nothing is done: there is a
+// session, which moving would end. If the handshake cannot be sent, as when there is
+// no route, it returns why; endpoint is in use all the same. Two calls for one peer
+// have to be more than 20 ms apart, or the second handshake is not answered:
+// WireGuard takes it for a flood.
 func (t *Tunnel) Move(key wgkey.Public, endpoint netip.AddrPort) error {
 	err := t.move(key, endpoint)
 	if err != nil {
@@ -99,8 +102,7 @@ func (t *Tunnel) move(key wgkey.Public, endpoint netip.AddrPort) error {
 	if !endpoint.Addr().IsValid() || endpoint.Port() == 0 {
 		return errors.New("want an address and a port")
 	}
-	peer, err := t.lookup(key)
-	if err != nil {
+	if _, err := t.lookup(key); err != nil {
 		return err
 	}
 	ep, err := t.bind.ParseEndpoint(netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port()).String())
@@ -112,9 +114,29 @@ func (t *Tunnel) move(key wgkey.Public, endpoint netip.AddrPort) error {
 	// within 20 ms the peer answers the first, which has expired. Nor may the keys
 	// expire first: a packet in between starts a handshake on the old endpoint,
 	// and WireGuard allows the next one only 5 s later.
-	peer.SetEndpointFromPacket(ep)
-	peer.ExpireCurrentKeypairs() // forgets when the last handshake was sent, too
-	return peer.SendHandshakeInitiation(false)
+	return t.bind.move(key, ep, func(since time.Time) error {
+		if !since.IsZero() {
+			if heard, err := t.shookHands(key, since); heard || err != nil {
+				return err
+			}
+		}
+		peer, err := t.lookup(key)
+		if err != nil {
+			return err
+		}
+		peer.SetEndpointFromPacket(ep)
+		peer.ExpireCurrentKeypairs() // forgets when the last handshake was sent, too
+		return peer.SendHandshakeInitiation(false)
+	})
+}
+
+// shookHands reports whether the peer has a session that began after since.
+func (t *Tunnel) shookHands(key wgkey.Public, since time.Time) (bool, error) {
+	s, err := t.read()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(s.peers, func(p peerState) bool { return p.Key == key && p.LastHandshake.After(since) }), nil
 }
 
 // Ask asks the peer for a new handshake, on the endpoint in use. The keys in use
@@ -143,6 +165,15 @@ func (t *Tunnel) ask(key wgkey.Public) error {
 		}
 	}
 	return peer.SendHandshakeInitiation(false)
+}
+
+// Discard drops the packets that wait for a session with the peer, each of which
+// holds 64 KiB: a device gives up on them after 90 s. Without such a peer it does
+// nothing.
+func (t *Tunnel) Discard(key wgkey.Public) {
+	if peer, err := t.lookup(key); err == nil {
+		peer.FlushStagedPackets()
+	}
 }
 
 func (t *Tunnel) lookup(key wgkey.Public) (*device.Peer, error) {

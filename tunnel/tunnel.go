@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,7 +52,7 @@ type Tunnel struct {
 	cfg      Config // ListenPort is the one in use, MTU the first
 	dev      *device.Device
 	tun      *limitedTUN
-	bind     conn.Bind
+	bind     *crossingBind
 	tooLarge chan struct{}
 
 	setting sync.Mutex // held between reading the device or its interface and changing it accordingly
@@ -126,9 +127,10 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 		dev.Close()
 		return nil, err
 	}
-	t := &Tunnel{cfg: cfg, bind: bind, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
+	t := &Tunnel{cfg: cfg, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
+	t.bind = newCrossingBind(sizedBind{bind, t.tooLarge})
 	t.tun.limits.Store(newLimits(cfg.MTU, nil))
-	t.dev = device.NewDevice(t.tun, &gatedBind{sizedBind{bind, t.tooLarge}, in, out, newIndices()}, deviceLog(cfg.Log))
+	t.dev = device.NewDevice(t.tun, &gatedBind{t.bind, in, out, newIndices()}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
 	if err := t.dev.IpcSet(lines); err != nil {
 		t.dev.Close()
@@ -158,7 +160,17 @@ func (t *Tunnel) Restore() ([]string, error) {
 	}
 	t.setting.Lock()
 	defer t.setting.Unlock()
-	changed, err := configureLink(t.cfg.Name, t.MTU(), t.cfg.Addresses)
+	var changed []string
+	if slices.ContainsFunc(t.cfg.Addresses, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
+		switch was, err := enableIPv6(t.cfg.Name); {
+		case err != nil:
+			return nil, fmt.Errorf("restore interface: %w", err)
+		case was:
+			changed = append(changed, "IPv6")
+		}
+	}
+	more, err := configureLink(t.cfg.Name, t.MTU(), t.cfg.Addresses)
+	changed = append(changed, more...)
 	if err != nil {
 		return changed, fmt.Errorf("restore interface: %w", err)
 	}
