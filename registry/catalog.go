@@ -11,35 +11,64 @@ import (
 // other services. Its rows are keyed as in their tables. It belongs to one
 // goroutine; the zero value is not usable.
 type Catalog struct {
-	entries  map[string]*entry
-	projects map[string]any // the cells of services
-	services map[string]map[string]*Container
-	groups   map[string]*Service
-	names    []string // of groups, sorted
-	dirty    map[string]bool
+	entries  map[string]entry
+	projects map[string]any    // the cells of services
+	groups   map[string]*group // by service, in lower case
+	services []*Service        // in order of name
+	dirty    map[string]struct{}
 	skipped  map[Skipped]int // how many rows have it
 	count    int
 
 	last        *Snapshot
 	skipChanged bool
 	words       map[string]string // those that many rows share, kept once
+	ports       map[string][]Port // likewise, by the text of their cell
 }
 
-// An entry is all that is known of one container.
+// A group is the containers of a service.
+type group struct {
+	service *Service              // as in the last snapshot; nil if it has none
+	since   map[string]*Container // what changed since, by id; nil: it is gone
+}
+
+// An entry is all that is known of one container. For nearly all that follows
+// from what is shown, and is not kept twice.
 type entry struct {
+	shown *Container // nil: nothing is
+	both  bool       // shown is a row of containers with one of jiji_containers; else of containers alone
+	odd   *facts     // what shown does not tell; nil: it tells all
+}
+
+// facts are what there is to say of a container.
+type facts struct {
 	row     *Container // of containers; nil if there is none, or none to be believed
 	fault   *Skipped   // why the row is not believed
 	more    *extra     // of jiji_containers
 	local   *Container // said here, whatever the tables say
-	shown   *Container // the outcome
-	skipped []Skipped
+	skipped []Skipped  // the outcome, beside what is shown
+}
+
+// facts returns what e is made of.
+func (e entry) facts() facts {
+	if e.odd != nil {
+		return *e.odd
+	}
+	if e.shown == nil {
+		return facts{}
+	}
+	row := *e.shown
+	row.Project, row.Name, row.External, row.Ports = "", "", false, nil // what jiji_containers and services add
+	if !e.both {
+		return facts{row: &row}
+	}
+	return facts{row: &row, more: &extra{owner: e.shown.ServerID, project: e.shown.Project, name: e.shown.Name, ports: e.shown.Ports, external: e.shown.External}}
 }
 
 // NewCatalog returns an empty one.
 func NewCatalog() *Catalog {
 	return &Catalog{
-		entries: map[string]*entry{}, projects: map[string]any{}, services: map[string]map[string]*Container{},
-		groups: map[string]*Service{}, dirty: map[string]bool{}, skipped: map[Skipped]int{}, words: map[string]string{},
+		entries: map[string]entry{}, projects: map[string]any{}, groups: map[string]*group{}, dirty: map[string]struct{}{},
+		skipped: map[Skipped]int{}, words: map[string]string{}, ports: map[string][]Port{},
 	}
 }
 
@@ -72,56 +101,78 @@ func rowID(cell any) string {
 // SetRow takes r as the row of containers with that id. Only the cells of that
 // table are looked at.
 func (c *Catalog) SetRow(id string, r Row) {
-	e := c.entry(id)
-	e.row, e.fault = nil, nil
+	f := c.entries[id].facts()
+	f.row, f.fault = nil, nil
 	if !empty(r.Service) || !empty(r.ServerID) || !empty(r.IP) { // else it is not here yet
 		row, err := r.base()
 		if err != nil {
-			e.fault = &Skipped{"containers", key(r.ID), err.Error()}
+			f.fault = &Skipped{"containers", key(r.ID), err.Error()}
 		} else {
 			row.Service, row.ServerID = c.word(row.Service), c.word(row.ServerID)
 			row.Health = Health(c.word(string(row.Health)))
-			e.row = &row
+			f.row = &row
 		}
 	}
-	c.settle(id, e)
+	c.settle(id, f)
 }
 
 // DropRow says that containers has no such row.
 func (c *Catalog) DropRow(id string) {
-	if e := c.entries[id]; e != nil {
-		e.row, e.fault = nil, nil
-		c.settle(id, e)
-	}
+	f := c.entries[id].facts()
+	f.row, f.fault = nil, nil
+	c.settle(id, f)
 }
 
-// Row returns the row of containers with that id, nil if there is none that
-// can be believed.
-func (c *Catalog) Row(id string) *Container {
-	if e := c.entries[id]; e != nil {
-		return e.row
+// Owner returns whose the row of containers with that id is, "" if there is none
+// that can be believed.
+func (c *Catalog) Owner(id string) string {
+	if row := c.entries[id].facts().row; row != nil {
+		return row.ServerID
 	}
-	return nil
+	return ""
 }
 
 // SetExtra takes r as the row of jiji_containers with that id.
 func (c *Catalog) SetExtra(id string, r Row) {
-	e := c.entry(id)
+	f := c.entries[id].facts()
+	f.more = nil
+	if !empty(r.OursServerID) { // else it is not here yet
+		more := c.ours(r)
+		f.more = &more
+	}
+	c.settle(id, f)
+}
+
+// ours is r.ours with what many rows share kept once.
+func (c *Catalog) ours(r Row) extra {
+	text, isText := r.Ports.(string)
+	list, known := c.ports[text]
+	if isText && known {
+		r.Ports = nil
+	}
 	more := r.ours()
 	more.owner, more.project = c.word(more.owner), c.word(more.project)
-	e.more = &more
-	if empty(r.OursServerID) { // it is not here yet
-		e.more = nil
+	switch {
+	case more.err != nil || !isText:
+	case known:
+		more.ports = list
+	case len(text) < maxShared:
+		if len(c.ports) > len(c.entries)+1024 { // as word does
+			clear(c.ports)
+		}
+		c.ports[strings.Clone(text)] = more.ports
 	}
-	c.settle(id, e)
+	return more
 }
+
+// maxShared is how long a cell may be, in bytes, to be kept to share it.
+const maxShared = 1024
 
 // DropExtra says that jiji_containers has no such row.
 func (c *Catalog) DropExtra(id string) {
-	if e := c.entries[id]; e != nil {
-		e.more = nil
-		c.settle(id, e)
-	}
+	f := c.entries[id].facts()
+	f.more = nil
+	c.settle(id, f)
 }
 
 // SetProject takes a row of services.
@@ -143,42 +194,37 @@ func (c *Catalog) DropProject(service string) {
 }
 
 func (c *Catalog) resettle(service string) {
-	for id := range maps.Clone(c.services[strings.ToLower(service)]) {
-		c.settle(id, c.entries[id])
+	g := c.groups[strings.ToLower(service)]
+	if g == nil {
+		return
+	}
+	ids := slices.Collect(maps.Keys(g.since))
+	if g.service != nil {
+		for _, v := range g.service.Containers {
+			ids = append(ids, v.ID)
+		}
+	}
+	for _, id := range ids {
+		c.settle(id, c.entries[id].facts())
 	}
 }
 
 // SetLocal has v shown under its id, whatever the tables say.
 func (c *Catalog) SetLocal(v Container) {
-	e := c.entry(v.ID)
-	e.local = &v
-	c.settle(v.ID, e)
+	f := c.entries[v.ID].facts()
+	f.local = &v
+	c.settle(v.ID, f)
 }
 
 // DropLocal takes that back.
 func (c *Catalog) DropLocal(id string) {
-	if e := c.entries[id]; e != nil {
-		e.local = nil
-		c.settle(id, e)
-	}
+	f := c.entries[id].facts()
+	f.local = nil
+	c.settle(id, f)
 }
 
 // Shown returns the container with that id as the next Snapshot has it, or nil.
-func (c *Catalog) Shown(id string) *Container {
-	if e := c.entries[id]; e != nil {
-		return e.shown
-	}
-	return nil
-}
-
-func (c *Catalog) entry(id string) *entry {
-	e := c.entries[id]
-	if e == nil {
-		e = &entry{}
-		c.entries[id] = e
-	}
-	return e
-}
+func (c *Catalog) Shown(id string) *Container { return c.entries[id].shown }
 
 func (c *Catalog) word(s string) string {
 	if w, ok := c.words[s]; ok {
@@ -192,12 +238,17 @@ func (c *Catalog) word(s string) string {
 	return w
 }
 
-// settle makes e.shown anew, and marks what that changes.
-func (c *Catalog) settle(id string, e *entry) {
-	shown, skipped := c.show(id, e)
-	if !slices.Equal(skipped, e.skipped) {
+// settle shows what follows from f, and marks what that changes.
+func (c *Catalog) settle(id string, f facts) {
+	was := c.entries[id]
+	var wasSkipped []Skipped
+	if was.odd != nil {
+		wasSkipped = was.odd.skipped
+	}
+	shown, skipped := c.show(id, f)
+	if !slices.Equal(skipped, wasSkipped) {
 		c.skipChanged = true
-		for _, k := range e.skipped {
+		for _, k := range wasSkipped {
 			if c.skipped[k]--; c.skipped[k] == 0 {
 				delete(c.skipped, k)
 			}
@@ -205,62 +256,82 @@ func (c *Catalog) settle(id string, e *entry) {
 		for _, k := range skipped {
 			c.skipped[k]++
 		}
-		e.skipped = skipped
 	}
-	defer func() {
-		if e.row == nil && e.fault == nil && e.more == nil && e.local == nil {
-			delete(c.entries, id)
-		}
-	}()
-	if shown == e.shown {
+	if shown != nil && was.shown != nil && shown.same(was.shown) {
+		shown = was.shown
+	}
+	f.skipped = skipped
+	switch {
+	case f.row == nil && f.fault == nil && f.more == nil && f.local == nil:
+		delete(c.entries, id)
+	case f.local == nil && f.fault == nil && f.row != nil && len(skipped) == 0:
+		c.entries[id] = entry{shown: shown, both: f.more != nil}
+	default:
+		c.entries[id] = entry{shown: shown, odd: &f}
+	}
+	if shown == was.shown {
 		return
 	}
-	if old := e.shown; old != nil && (shown == nil || !strings.EqualFold(old.Service, shown.Service)) {
-		name := strings.ToLower(old.Service)
-		delete(c.services[name], id)
-		c.dirty[name] = true
+	if old := was.shown; old != nil && (shown == nil || !strings.EqualFold(old.Service, shown.Service)) {
+		c.mark(old.Service, id, nil)
 		c.count--
+		was.shown = nil
 	}
 	if shown != nil {
-		name := strings.ToLower(shown.Service)
-		ids := c.services[name]
-		if ids == nil {
-			ids = map[string]*Container{}
-			c.services[name] = ids
-		}
-		if ids[id] == nil {
+		c.mark(shown.Service, id, shown)
+		if was.shown == nil {
 			c.count++
 		}
-		ids[id] = shown
-		c.dirty[name] = true
 	}
-	e.shown = shown
 }
 
-func (c *Catalog) show(id string, e *entry) (*Container, []Skipped) {
-	if e.local != nil {
-		return e.local, nil
+// mark notes what a service has under an id now.
+func (c *Catalog) mark(service, id string, v *Container) {
+	name := strings.ToLower(service)
+	g := c.groups[name]
+	if g == nil {
+		g = &group{}
+		c.groups[name] = g
 	}
-	if e.row == nil {
-		if e.fault != nil {
-			return nil, []Skipped{*e.fault}
+	if g.since == nil {
+		g.since = map[string]*Container{}
+	}
+	g.since[id] = v
+	c.dirty[name] = struct{}{}
+}
+
+// same reports whether c and o say the same.
+func (c *Container) same(o *Container) bool {
+	return c.ID == o.ID && c.Service == o.Service && c.Project == o.Project && c.Instance == o.Instance && c.Name == o.Name &&
+		c.ServerID == o.ServerID && c.IP == o.IP && c.StartedAt.Equal(o.StartedAt) && c.Health == o.Health && c.LastCheck.Equal(o.LastCheck) &&
+		c.Failures == o.Failures && c.HealthPort == o.HealthPort && c.External == o.External && slices.Equal(c.Ports, o.Ports)
+}
+
+// show returns what follows from f, of the container with that id.
+func (c *Catalog) show(id string, f facts) (*Container, []Skipped) {
+	if f.local != nil {
+		return f.local, nil
+	}
+	if f.row == nil {
+		if f.fault != nil {
+			return nil, []Skipped{*f.fault}
 		}
 		return nil, nil
 	}
 	var skipped []Skipped
-	shown := e.row
+	shown := f.row
 	project, err := serviceProject(c.projects[shown.Service])
 	if err != nil {
 		skipped = append(skipped, Skipped{"services", key(shown.Service), err.Error()})
-	} else if project != "" && e.more == nil {
+	} else if project != "" && f.more == nil {
 		with := *shown
 		with.Project = c.word(project)
 		shown = &with
 	}
-	if e.more != nil {
-		with, err := e.more.of(*e.row)
+	if f.more != nil {
+		with, err := f.more.of(*f.row)
 		if err != nil {
-			with = *e.row
+			with = *f.row
 			with.Project = project
 			skipped = append(skipped, Skipped{"jiji_containers", key(id), err.Error()})
 		}
@@ -276,31 +347,24 @@ func (c *Catalog) Snapshot() *Snapshot {
 		return c.last
 	}
 	for name := range c.dirty {
-		at, known := slices.BinarySearch(c.names, name)
-		ids := c.services[name]
-		if len(ids) == 0 {
-			delete(c.services, name)
+		g := c.groups[name]
+		g.service = g.next(name)
+		g.since = nil
+		at, known := slices.BinarySearchFunc(c.services, name, func(s *Service, name string) int { return strings.Compare(s.Name, name) })
+		switch {
+		case g.service == nil:
 			delete(c.groups, name)
 			if known {
-				c.names = slices.Delete(c.names, at, at+1)
+				c.services = slices.Delete(c.services, at, at+1)
 			}
-			continue
+		case known:
+			c.services[at] = g.service
+		default:
+			c.services = slices.Insert(c.services, at, g.service)
 		}
-		if !known {
-			c.names = slices.Insert(c.names, at, name)
-		}
-		g := &Service{Name: name, Containers: make([]*Container, 0, len(ids))}
-		for _, v := range ids {
-			g.Containers = append(g.Containers, v)
-		}
-		slices.SortFunc(g.Containers, func(a, b *Container) int { return strings.Compare(a.ID, b.ID) })
-		c.groups[name] = g
 	}
 	clear(c.dirty)
-	s := &Snapshot{Services: make([]*Service, len(c.names)), count: c.count}
-	for i, name := range c.names {
-		s.Services[i] = c.groups[name]
-	}
+	s := &Snapshot{Services: slices.Clone(c.services), count: c.count}
 	if c.last != nil && !c.skipChanged {
 		s.Skipped = c.last.Skipped
 	} else {
@@ -311,4 +375,27 @@ func (c *Catalog) Snapshot() *Snapshot {
 	c.skipChanged = false
 	c.last = s
 	return s
+}
+
+// next returns the service with what changed since, nil if it has no containers.
+func (g *group) next(name string) *Service {
+	var list []*Container
+	if g.service != nil {
+		list = make([]*Container, 0, len(g.service.Containers)+len(g.since))
+		for _, v := range g.service.Containers {
+			if _, changed := g.since[v.ID]; !changed {
+				list = append(list, v)
+			}
+		}
+	}
+	for _, v := range g.since {
+		if v != nil {
+			list = append(list, v)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	slices.SortFunc(list, func(a, b *Container) int { return strings.Compare(a.ID, b.ID) })
+	return &Service{Name: name, Containers: slices.Clip(list)}
 }

@@ -79,7 +79,7 @@ func TestCatalogForgets(t *testing.T) {
 	if n := len(c.words); n > 1100 {
 		t.Errorf("%d words are kept of no rows", n)
 	}
-	if len(c.entries)+len(c.services)+len(c.groups)+len(c.names)+len(c.skipped) != 0 || c.Snapshot().Len() != 0 {
-		t.Errorf("left behind: %d entries, %d services, %d groups, %d names, %d skipped", len(c.entries), len(c.services), len(c.groups), len(c.names), len(c.skipped))
+	if len(c.entries)+len(c.dirty)+len(c.groups)+len(c.services)+len(c.skipped) != 0 || c.Snapshot().Len() != 0 {
+		t.Errorf("left behind: %d entries, %d dirty, %d groups, %d services, %d skipped", len(c.entries), len(c.dirty), len(c.groups), len(c.services), len(c.skipped))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -22,6 +24,7 @@ const (
 	maxDelay     = 5 * time.Second        // an outage lasts so much longer than its cause
 	steady       = time.Minute            // an agent that ran so long did not fail to start
 	stopPatience = 10 * time.Second       // from SIGTERM to SIGKILL; agents take 7 s
+	restPatience = time.Second            // the same for one that is started again at once, to be missed for less
 	killPatience = 5 * time.Second        // from SIGKILL to the end of an agent that is not our child
 	settleWithin = time.Minute            // for an agent's API to answer, and to take the schema
 	callWithin   = 10 * time.Second       // for one exchange with the agent
@@ -38,13 +41,22 @@ type Config struct {
 	Bootstrap []netip.AddrPort  // gossip addresses of the peers known now; may be empty
 	Schema    map[string]string // file name, which ends in .sql, to its SQL text; may be empty
 	Log       *slog.Logger      // required
+
+	// Holder names who has a local address, for people; "" if that is not known.
+	// nil: nobody can be named.
+	Holder func(network string, at netip.AddrPort) string
+
+	// Listener returns what reports whether a process still has the socket that
+	// accepts TCP connections to a local address; nil if it has not. nil: whoever does
+	// is taken for the agent, and gets its token.
+	Listener func(pid int, at netip.AddrPort) (still func() bool, err error)
 }
 
 // State is what is known of the child process at one instant.
 type State struct {
 	Running  bool
 	PID      int       // 0 unless running
-	Version  string    // as the binary prints it: "klukai 0.1.4"; empty until it was asked
+	Version  string    // as the binary prints it: "klukai 0.1.4", and the commit where the running agent tells; empty until it was asked
 	Since    time.Time // up or down since; zero before Run
 	Restarts int       // starts after the first
 	LastExit string    // one line: why it ended last or cannot start; empty if neither happened
@@ -57,7 +69,9 @@ type Agent struct {
 	http    *http.Client
 	stop    time.Duration // stopPatience; tests have less
 	state   atomic.Pointer[State]
+	trusted atomic.Pointer[trusted]
 	refused atomic.Pointer[string] // what the running agent says against the schema; nil: nothing
+	commit  atomic.Pointer[string] // that the running agent was built from; nil: it did not say
 
 	starts   int           // of Run's goroutine
 	patience time.Duration // of Run's goroutine: see restartFor
@@ -65,6 +79,7 @@ type Agent struct {
 	mu     sync.Mutex       // guards what follows, and the writing of config.toml
 	wanted []netip.AddrPort // sorted
 	news   chan struct{}    // holds one element when wanted changed
+	again  chan struct{}    // holds one element when the agent is to rejoin
 }
 
 // New checks cfg and makes the agent's directory and files; it writes what
@@ -76,11 +91,12 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg:    cfg,
-		http:   &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, // and no proxy, whatever the environment says
 		stop:   stopPatience,
 		wanted: normal(cfg.Bootstrap),
 		news:   make(chan struct{}, 1),
+		again:  make(chan struct{}, 1),
 	}
+	a.http = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: a.dial}} // and no proxy, whatever the environment says
 	a.state.Store(&State{})
 	if err := makeDirs(cfg); err != nil {
 		return nil, fmt.Errorf("corrosion agent: %w", err)
@@ -101,8 +117,83 @@ func (a *Agent) URL() string { return "http://" + a.cfg.API.String() }
 // Token is what the agent's HTTP API wants as bearer token. It is a secret.
 func (a *Agent) Token() string { return a.token }
 
+// Trust returns why who listens at the API's address must not be told the token:
+// it is not the agent. An agent that has not taken its address yet, and one that
+// could not, leave it to whoever wants it.
+func (a *Agent) Trust() error {
+	if a.cfg.Listener == nil {
+		return nil
+	}
+	s := a.State()
+	if !s.Running {
+		return absent("corrosion agent is not running")
+	}
+	if k := a.trusted.Load(); k != nil && k.pid == s.PID && k.since.Equal(s.Since) && k.still() {
+		return nil
+	}
+	still, err := a.cfg.Listener(s.PID, a.cfg.API)
+	switch {
+	case err != nil:
+		return fmt.Errorf("corrosion agent: find who listens on %v: %w", a.cfg.API, err)
+	case still == nil:
+		return absent(fmt.Sprintf("corrosion agent, process %d, does not listen on %v", s.PID, a.cfg.API))
+	}
+	a.trusted.Store(&trusted{s.PID, s.Since, still})
+	return nil
+}
+
+// absent is why there is nobody to connect to: as if the connection had been refused,
+// so that whoever waits for the agent knows that to ask again soon costs nothing.
+type absent string
+
+func (e absent) Error() string { return string(e) }
+
+func (absent) Is(target error) bool { return target == syscall.ECONNREFUSED }
+
+// A trusted child was found to listen at the API's address.
+type trusted struct {
+	pid   int
+	since time.Time
+	still func() bool
+}
+
+// dial is for the agent's HTTP client.
+func (a *Agent) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := a.Trust(); err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Trust(); err != nil { // another agent listens now
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 // State returns what is known of the child process.
-func (a *Agent) State() State { return *a.state.Load() }
+func (a *Agent) State() State {
+	s := *a.state.Load()
+	if c := a.commit.Load(); c != nil && s.Running {
+		s.Version += " (" + *c + ")"
+	}
+	return s
+}
+
+// Complaint is why there is no agent to be had, or not all of one; "" if nothing
+// is known to be wrong. The log has been told of it.
+func (a *Agent) Complaint() string {
+	if s := a.State(); !s.Running {
+		return s.LastExit
+	}
+	if r := a.refused.Load(); r != nil {
+		return *r
+	}
+	return ""
+}
 
 // Run starts the agent, and starts it again when it ends, until ctx is done;
 // then it ends the agent and returns nil. It must run once at a time. That the
@@ -187,6 +278,7 @@ func (a *Agent) attempt(ctx context.Context) (ran time.Duration, err error) {
 	}
 	began := time.Now()
 	a.refused.Store(nil)
+	a.commit.Store(nil)
 	a.change(func(s *State) {
 		s.Running, s.PID, s.Since, s.Restarts = true, c.pid, began, a.starts
 	})
@@ -201,7 +293,11 @@ func (a *Agent) attempt(ctx context.Context) (ran time.Duration, err error) {
 	if asked {
 		return ran, nil
 	}
-	return ran, explain(c.ended, ran, out.lastLines())
+	err = explain(c.ended, ran, out.lastLines())
+	if other := usedBefore(a.cfg.Dir, version); other != "" {
+		err = fmt.Errorf("%w; %s", err, other)
+	}
+	return ran, err
 }
 
 // attend is with c until it has ended. It says whether it ended at our wish.
@@ -214,6 +310,10 @@ func (a *Agent) attend(ctx context.Context, c *child, used []netip.AddrPort) (as
 		cancel()
 		settled.Wait()
 	}()
+	select {
+	case <-a.again: // meant the one before
+	default:
+	}
 	tick := time.NewTicker(rejoinTick)
 	defer tick.Stop()
 	for {
@@ -222,6 +322,12 @@ func (a *Agent) attend(ctx context.Context, c *child, used []netip.AddrPort) (as
 			return ctx.Err() != nil
 		case <-ctx.Done():
 			a.end(c)
+			return true
+		case <-a.again:
+			if ctx.Err() != nil {
+				continue // it is to end in order
+			}
+			a.rest(c)
 			return true
 		case <-a.news:
 		case <-tick.C:
@@ -232,18 +338,18 @@ func (a *Agent) attend(ctx context.Context, c *child, used []netip.AddrPort) (as
 		if slices.Equal(wanted, used) || time.Since(began) < max(a.patience, rejoinAfter) {
 			continue
 		}
-		members, err := a.members(ctx)
+		members, err := a.Members(ctx)
 		if err != nil {
 			a.cfg.Log.Debug("corrosion agent does not tell its members", "err", err)
 			continue
 		}
-		restart, patience := restartFor(members, a.patience)
+		restart, patience := restartFor(len(members), a.patience)
 		a.patience = patience
 		if !restart {
 			continue
 		}
 		a.cfg.Log.Info("corrosion agent has no members: start it again with other peers", "peers", wanted)
-		a.end(c)
+		a.rest(c)
 		return true
 	}
 }
@@ -268,17 +374,40 @@ func restartFor(members int, patience time.Duration) (bool, time.Duration) {
 
 // end ends c, with force where it does not end in order.
 func (a *Agent) end(c *child) {
-	c.signal(sigTerm)
-	select {
-	case <-c.done:
+	if c.endWithin(a.stop) {
 		return
-	case <-time.After(a.stop):
 	}
-	c.signal(sigKill)
-	<-c.done
 	line := fmt.Sprintf("killed: it did not end within %v when told to", a.stop)
 	a.change(func(s *State) { s.LastExit = line })
 	a.cfg.Log.Warn("corrosion agent does not end", "pid", c.pid, "err", line)
+}
+
+// rest ends c for the next one to take its place. An agent that is killed loses
+// nothing that it confirmed.
+func (a *Agent) rest(c *child) { c.endWithin(min(restPatience, a.stop)) }
+
+// endWithin ends k, and reports whether it did not have to be killed.
+func (k *child) endWithin(patience time.Duration) bool {
+	k.out.ending.Store(true)
+	k.signal(sigTerm)
+	select {
+	case <-k.done:
+		return true
+	case <-time.After(patience):
+	}
+	k.signal(sigKill)
+	<-k.done
+	return false
+}
+
+// Rejoin starts a running agent again. At its start an agent announces itself to
+// its peers at once, and then after 5 s, 10 s and so on, up to every five minutes:
+// so long two parts of a cluster that can reach each other again may stay apart.
+func (a *Agent) Rejoin() {
+	select {
+	case a.again <- struct{}{}:
+	default:
+	}
 }
 
 // SetBootstrap replaces the peers that an agent looks for when it starts. A

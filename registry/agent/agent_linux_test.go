@@ -19,11 +19,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/registry/corrosion/agenttest"
 )
 
 // The test binary is its own child: a node that runs an agent until it is killed.
@@ -54,26 +57,6 @@ func node(bin, dir, gossip, api string) {
 }
 
 var testSchema = map[string]string{"10-shared.sql": registry.SharedSchema, "20-own.sql": registry.OwnSchema}
-
-// real returns the path of a real agent, which .ci/corrosion makes.
-func real(t *testing.T) string {
-	t.Helper()
-	bin := os.Getenv("JIJI_TEST_CORROSION")
-	if bin == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		bin = filepath.Join(cache, "jiji-node/klukai-0.1.4/bin/corrosion")
-	}
-	if _, err := os.Stat(bin); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("needs a Corrosion agent, which .ci/corrosion makes: %v", err)
-		}
-		t.Skipf("needs a Corrosion agent, which .ci/corrosion makes: %v", err)
-	}
-	return bin
-}
 
 // fake writes a program that answers --version, and does what the shell text
 // says as agent. A child writes it: a program that is open for writing cannot be
@@ -287,7 +270,10 @@ func TestBadBinary(t *testing.T) {
 	must(t, exec.Command("sh", "-c", `printf '\177ELFx' >"$1"`, "sh", foreign).Run())
 	usage := fake(t, "")
 	must(t, exec.Command("sh", "-c", `printf '#!/bin/sh\necho "unknown flag: $1" >&2; exit 2\n' >"$1"`, "sh", usage).Run())
+	old := fake(t, "")
+	must(t, exec.Command("sh", "-c", `printf '#!/bin/sh\necho corrosion 0.1.0\n' >"$1"`, "sh", old).Run())
 	for bin, want := range map[string]string{
+		old:                  old + " is corrosion 0.1.0, which is from before July 2024: expected corrosion 0.2.0-beta.0 or later, of September 2025 or later",
 		"no-such-corrosion":  `there is no corrosion binary "no-such-corrosion": install it, or say where it is`,
 		"/no/such/corrosion": `there is no corrosion binary "/no/such/corrosion": install it, or say where it is`,
 		plain:                "corrosion binary " + plain + " is not executable",
@@ -351,6 +337,25 @@ func TestEndsInALoop(t *testing.T) {
 	}
 }
 
+// An agent that cannot start with what another one left says which that was.
+func TestOtherAgentsDatabase(t *testing.T) {
+	for last, hint := range map[string]bool{"klukai 0.9.9": true, "corrosion 0.2.0-beta.0": false, "corrosion 0.2.0-beta.0 (11edb1e)": false, "": false} {
+		c, _ := config(t, fake(t, "exit 1"))
+		a := open(t, c)
+		must(t, noteUse(c.Dir, last))
+		stop := run(t, a)
+		until(t, "an end", func() bool { return a.State().LastExit != "" })
+		stop()
+		want := "exit status 1"
+		if hint {
+			want += "; its database was last used by klukai 0.9.9, and an older agent may not read it: use that again, or stop the node and remove state.db* in " + c.Dir + ": the other servers fill a new one"
+		}
+		if s := a.State(); !strings.HasSuffix(s.LastExit, want) {
+			t.Errorf("last %q: %q, want %q", last, s.LastExit, want)
+		}
+	}
+}
+
 func TestHangsAtStop(t *testing.T) {
 	c, book := config(t, fake(t, `trap "" TERM; echo '{"level":"WARN","fields":{"message":"up"},"target":"k"}'; while :; do sleep 0.1; done`))
 	a := open(t, c)
@@ -382,12 +387,13 @@ func TestAddressesNotToBeHad(t *testing.T) {
 	taken, takenUDP := tcp.Addr().(*net.TCPAddr).AddrPort(), udp.LocalAddr().(*net.UDPAddr).AddrPort()
 	absent := netip.MustParseAddrPort("[fdcc:1::9]:8787")
 	for want, change := range map[string]func(*Config){
-		fmt.Sprintf("API address %v/tcp is taken: end what has it, or choose another", taken):       func(c *Config) { c.API = taken },
-		fmt.Sprintf("metrics address %v/tcp is taken: end what has it, or choose another", taken):   func(c *Config) { c.Metrics = taken },
-		fmt.Sprintf("gossip address %v/udp is taken: end what has it, or choose another", takenUDP): func(c *Config) { c.Gossip = takenUDP },
-		"gossip address [fdcc:1::9]:8787/udp: no interface has fdcc:1::9":                           func(c *Config) { c.Gossip = absent },
+		fmt.Sprintf("API address %v/tcp is taken by the tcp test: end what has it, or choose another", taken):       func(c *Config) { c.API = taken },
+		fmt.Sprintf("metrics address %v/tcp is taken by the tcp test: end what has it, or choose another", taken):   func(c *Config) { c.Metrics = taken },
+		fmt.Sprintf("gossip address %v/udp is taken by the udp test: end what has it, or choose another", takenUDP): func(c *Config) { c.Gossip = takenUDP },
+		"gossip address [fdcc:1::9]:8787/udp: no interface has fdcc:1::9":                                           func(c *Config) { c.Gossip = absent },
 	} {
 		c, book := config(t, fake(t, "exit 3"))
+		c.Holder = func(network string, _ netip.AddrPort) string { return "the " + network + " test" }
 		change(&c)
 		a := open(t, c)
 		stop := run(t, a)
@@ -404,7 +410,8 @@ func TestAddressesNotToBeHad(t *testing.T) {
 
 // A start that was refused succeeds once its reason is gone.
 func TestRealAgent(t *testing.T) {
-	c, book := config(t, real(t))
+	c, book := config(t, agenttest.Binary(t))
+	c.Listener = host.Listener
 	t.Setenv("LOG", "x") // stops an agent that gets it
 	l, err := net.Listen("tcp", c.API.String())
 	must(t, err)
@@ -416,10 +423,12 @@ func TestRealAgent(t *testing.T) {
 	until(t, "refused", func() bool { return strings.Contains(a.State().LastExit, "is taken") })
 	l.Close()
 	ready(t, a)
+	must(t, a.Trust())
 	s := a.State()
 	if !s.Running || s.Restarts != 0 || s.Version == "" || !alive(s.PID) {
 		t.Errorf("%+v", s)
 	}
+	s.Version, _, _ = strings.Cut(s.Version, " (") // it may have told its commit already
 	t.Logf("%s is ready %v after its start", s.Version, time.Since(s.Since).Round(time.Millisecond))
 	if pgid, err := syscall.Getpgid(s.PID); err != nil || pgid != s.PID {
 		t.Errorf("process group %d, %v", pgid, err)
@@ -444,13 +453,34 @@ func TestRealAgent(t *testing.T) {
 			t.Logf("idle: %s", strings.Join(strings.Fields(line), " "))
 		}
 	}
+	resp, err := http.Get("http://" + c.Metrics.String() + "/metrics")
+	must(t, err)
+	metrics, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	must(t, err)
+	_, rest, _ := strings.Cut(string(metrics), `git_commit="`)
+	commit, _, _ := strings.Cut(rest, `"`)
+	if want := strings.TrimSuffix(s.Version+" ("+commit+")", " (unknown)"); commit == "" || a.State().Version != want {
+		t.Errorf("version %q, and the metrics say commit %q", a.State().Version, commit)
+	}
+	t.Log(a.State().Version)
+	if text, err := os.ReadFile(filepath.Join(c.Dir, usedName)); err != nil || string(text) != a.State().Version+"\n" {
+		t.Errorf("noted %q, %v", text, err)
+	}
 	if left, _ := filepath.Glob(filepath.Join(c.Dir, "tmp", "*")); len(left) > 2 {
 		t.Errorf("left in tmp: %q", left)
 	}
 	pid := a.State().PID
+	complaints := book.count("level=WARN") + book.count("level=ERROR")
 	t.Logf("stopped in %v", stop().Round(time.Millisecond))
+	if n := book.count("level=WARN") + book.count("level=ERROR"); n != complaints {
+		t.Errorf("%d warnings and errors of an agent that ended as it was told to", n-complaints)
+	}
 	if alive(pid) {
 		t.Error("it lives")
+	}
+	if err := a.Trust(); !errors.Is(err, syscall.ECONNREFUSED) { // ask again soon
+		t.Errorf("trust in an agent that ended: %v, want as if the connection were refused", err)
 	}
 	if strings.Contains(book.String(), a.Token()) {
 		t.Error("the log tells the token")
@@ -458,8 +488,49 @@ func TestRealAgent(t *testing.T) {
 	t.Logf("log:\n%s", book)
 }
 
+// Who listens in the agent's place does not get its token: not while the agent has
+// not taken its address, nor while there is none.
+func TestTokenIsForTheAgent(t *testing.T) {
+	for name, listener := range map[string]func(int, netip.AddrPort) (func() bool, error){"Checked": host.Listener, "Unchecked": nil} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := config(t, fake(t, "exec sleep 600"))
+			c.Listener = listener
+			a := open(t, c)
+			run(t, a)
+			until(t, "running", func() bool { return a.State().Running })
+			var told atomic.Bool
+			l, err := net.Listen("tcp", c.API.String())
+			must(t, err)
+			stranger := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				told.Store(told.Load() || strings.Contains(r.Header.Get("Authorization"), a.Token()))
+			})}
+			go stranger.Serve(l)
+			defer stranger.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			err = a.Ready(ctx)
+			if listener == nil { // what the check is for
+				if !told.Load() {
+					t.Errorf("the stranger was not told the token: %v", err)
+				}
+				return
+			}
+			want := fmt.Sprintf("corrosion agent, process %d, does not listen on %v", a.State().PID, c.API)
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("Ready: %v, want %s", err, want)
+			}
+			if told.Load() {
+				t.Error("the stranger was told the token")
+			}
+			if err := a.Trust(); err == nil || err.Error() != want || !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("Trust: %v, want %s, as if the connection were refused", err, want)
+			}
+		})
+	}
+}
+
 func TestRealRefusesSchema(t *testing.T) {
-	c, book := config(t, real(t))
+	c, book := config(t, agenttest.Binary(t))
 	c.Schema = map[string]string{"a.sql": "CREATE TABLE good (id TEXT PRIMARY KEY NOT NULL);", "b.sql": "CREATE TABLE bad (id TEXT);"}
 	a := open(t, c)
 	run(t, a)
@@ -483,7 +554,7 @@ func TestRealBootstrap(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
 	}
-	bin := real(t)
+	bin := agenttest.Binary(t)
 	c1, book1 := config(t, bin)
 	c2, _ := config(t, bin)
 	one, two := open(t, c1), open(t, c2)
@@ -493,8 +564,14 @@ func TestRealBootstrap(t *testing.T) {
 	ready(t, two)
 	two.SetBootstrap(nil)
 	one.SetBootstrap([]netip.AddrPort{c2.Gossip, {}, c2.Gossip})
-	until(t, "a member", func() bool { n, err := one.members(t.Context()); return err == nil && n == 1 })
-	until(t, "a member", func() bool { n, err := two.members(t.Context()); return err == nil && n == 1 })
+	until(t, "a member", func() bool {
+		at, err := one.Members(t.Context())
+		return err == nil && slices.Equal(at, []netip.AddrPort{c2.Gossip})
+	})
+	until(t, "a member", func() bool {
+		at, err := two.Members(t.Context())
+		return err == nil && slices.Equal(at, []netip.AddrPort{c1.Gossip})
+	})
 	if one.State().Restarts != 1 || two.State().Restarts != 0 || one.State().LastExit != "" {
 		t.Errorf("%+v, %+v", one.State(), two.State())
 	}
@@ -509,6 +586,15 @@ func TestRealBootstrap(t *testing.T) {
 	time.Sleep(rejoinAfter + rejoinTick + time.Second)
 	if one.State().PID != pid {
 		t.Error("an agent with members was started again")
+	}
+
+	asked := time.Now()
+	one.Rejoin()
+	until(t, "another agent", func() bool { st := one.State(); return st.Running && st.PID != pid })
+	until(t, "a member", func() bool { at, err := one.Members(t.Context()); return err == nil && len(at) == 1 })
+	t.Logf("rejoined in %v", time.Since(asked))
+	if st := one.State(); st.LastExit != "" || st.Restarts != 2 {
+		t.Errorf("%+v", st)
 	}
 }
 
@@ -527,7 +613,7 @@ func TestKilledNode(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bin := ""
 			if c.agent == "" {
-				bin = real(t)
+				bin = agenttest.Binary(t)
 			} else {
 				bin = fake(t, c.agent)
 			}
@@ -602,7 +688,7 @@ func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount a file system")
 	}
-	bin := real(t)
+	bin := agenttest.Binary(t)
 	c, book := config(t, bin)
 	must(t, os.Mkdir(c.Dir, 0o700))
 	must(t, syscall.Mount("tmpfs", c.Dir, "tmpfs", 0, "size=12m"))

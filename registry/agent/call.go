@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -47,10 +48,25 @@ func (a *Agent) Ready(ctx context.Context) error {
 	return err
 }
 
-// settle waits until the agent that was just started answers, and hands it the
-// schema: it has read the files itself, but where it refused them, only its log
-// says so.
+// settle waits until the agent that was just started answers, hands it the schema,
+// asks what it was built from, and notes that. It has read the schema's files
+// itself, but where it refused them, only its log says so.
 func (a *Agent) settle(ctx context.Context) {
+	if !a.settleSchema(ctx) {
+		return
+	}
+	if commit, err := a.readCommit(ctx); err != nil {
+		a.cfg.Log.Debug("corrosion agent does not tell what it was built from", "err", err)
+	} else {
+		a.commit.Store(&commit)
+	}
+	if err := noteUse(a.cfg.Dir, a.State().Version); err != nil {
+		a.cfg.Log.Debug("corrosion agent's version not noted", "err", err)
+	}
+}
+
+// settleSchema reports whether the agent answers.
+func (a *Agent) settleSchema(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	for delay := minDelay; ; delay = min(2*delay, time.Second) {
@@ -64,16 +80,16 @@ func (a *Agent) settle(ctx context.Context) {
 			text := "schema refused: " + oneLine(refusal.text)
 			a.refused.Store(&text)
 			a.cfg.Log.Error("corrosion agent refuses the schema", "err", oneLine(refusal.text))
-			return
+			return true
 		case err == nil:
-			return
+			return true
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				a.cfg.Log.Error("corrosion agent does not answer", "err", err, "after", settleWithin)
 			}
-			return
+			return false
 		case <-time.After(delay):
 		}
 	}
@@ -112,10 +128,58 @@ func (a *Agent) reload(ctx context.Context) error {
 	return &refusedError{fmt.Sprintf("POST /v1/migrations: %d %s", status, body)}
 }
 
-// members returns how many others the agent has in its cluster.
-func (a *Agent) members(ctx context.Context) (int, error) {
+// buildInfo is a line of an agent's metrics. All of upstream's call themselves
+// 0.2.0-beta.0: the commit alone tells them apart.
+var buildInfo = regexp.MustCompile(`(?m)^corro_build_info\{[^}\n]*\bgit_commit="([0-9a-f]{7,40})"`)
+
+// readCommit returns what the running agent was built from, as its metrics say. One
+// that was not built in a git repository does not know.
+func (a *Agent) readCommit(ctx context.Context) (string, error) {
+	if !a.cfg.Metrics.IsValid() {
+		return "", errors.New("it has no metrics")
+	}
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.cfg.Metrics.String()+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return "", err
+	}
+	found := buildInfo.FindSubmatch(body)
+	if resp.StatusCode != http.StatusOK || found == nil {
+		return "", fmt.Errorf("metrics: %s, no commit in corro_build_info", resp.Status)
+	}
+	return string(found[1]), nil
+}
+
+// Members returns the gossip addresses of the other agents that this one has in
+// its cluster now.
+func (a *Agent) Members(ctx context.Context) ([]netip.AddrPort, error) {
 	found, err := ask(ctx, a.cfg.Socket, map[string]string{"Cluster": "Members"})
-	return len(found), err
+	if err != nil {
+		return nil, err
+	}
+	at := make([]netip.AddrPort, 0, len(found))
+	for _, text := range found {
+		var member struct {
+			State struct {
+				Addr netip.AddrPort `json:"addr"`
+			} `json:"state"`
+		}
+		if err := json.Unmarshal(text, &member); err != nil {
+			return nil, fmt.Errorf("admin socket %s: member %s: %w", a.cfg.Socket, oneLine(string(text)), err)
+		}
+		at = append(at, member.State.Addr)
+	}
+	return at, nil
 }
 
 // tables returns the names of the tables that the agent has.

@@ -27,6 +27,7 @@ const (
 	tempName   = "tmp" // the agent unpacks a library there and loads it
 	dbName     = "state.db"
 	lockName   = "agent.lock"
+	usedName   = "agent.version" // of the agent that opened the database last
 )
 
 const (
@@ -106,6 +107,22 @@ func readToken(path string, log *slog.Logger) (string, error) {
 		return "", fmt.Errorf("write token: %w", err)
 	}
 	return text, nil
+}
+
+// noteUse notes which agent has opened the database.
+func noteUse(dir, version string) error {
+	return update(filepath.Join(dir, usedName), []byte(version+"\n"))
+}
+
+// usedBefore says that another agent than this one, of version, opened the database
+// last: an older one may not be able to. "" if there is no such thing to say.
+func usedBefore(dir, version string) string {
+	data, _, err := statefile.Read(filepath.Join(dir, usedName), maxFile)
+	last := oneLine(string(data))
+	if err != nil || last == "" || last == version || strings.HasPrefix(last, version+" (") {
+		return ""
+	}
+	return fmt.Sprintf("its database was last used by %s, and an older agent may not read it: use that again, or stop the node and remove %s* in %s: the other servers fill a new one", last, dbName, dir)
 }
 
 // writeFiles writes the configuration and the schema, where they differ from

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -25,8 +26,9 @@ const (
 // An output takes what one run of the agent writes, passes it on to a log and
 // keeps the last complaints.
 type output struct {
-	log   *slog.Logger
-	token string // is never passed on
+	log    *slog.Logger
+	token  string      // is never passed on
+	ending atomic.Bool // the agent was told to end: what it complains about then is of no interest
 
 	mu      sync.Mutex // guards what follows
 	last    []string   // at most keepLines
@@ -62,7 +64,7 @@ func (o *output) line(text string) {
 		}
 		o.last = append(o.last, msg)
 	}
-	if target == "" || target == "tower_http::trace::on_failure" {
+	if target == "" || target == "tower_http::trace::on_failure" || o.ending.Load() {
 		level = slog.LevelDebug // a panic is in State.LastExit; who sent a request knows how it failed
 	}
 	ctx := context.Background()
@@ -105,7 +107,11 @@ func parseLine(text string) (level slog.Level, msg, target string) {
 		level = slog.LevelDebug
 	}
 	msg = l.Fields.Message
-	if strings.HasPrefix(msg, "could not apply schema") { // old agents say so for want of their own token, having applied it; settle finds out
+	switch {
+	case strings.HasPrefix(msg, "could not apply schema"), // old agents say so for want of their own token, having applied it
+		strings.HasPrefix(msg, "could not execute schema"), strings.HasPrefix(msg, "could not merge schemas"): // settle finds out
+		level = slog.LevelDebug
+	case strings.HasPrefix(msg, "No existing cluster member state"): // of each new one
 		level = slog.LevelDebug
 	}
 	if l.Fields.Error != "" {
@@ -132,6 +138,25 @@ func oneLine(text string) string {
 		cut--
 	}
 	return text[:cut] + "..."
+}
+
+// causes joins what follows "Caused by:" in the lines of a panic, where several
+// are numbered.
+func causes(lines []string) string {
+	if len(lines) == 0 || lines[0] != "Caused by:" {
+		return ""
+	}
+	text := ""
+	for _, line := range lines[1:] {
+		if line == "Location:" || strings.HasPrefix(line, "note: ") {
+			break
+		}
+		if number, rest, ok := strings.Cut(line, ": "); ok && strings.Trim(number, "0123456789") == "" {
+			line = rest
+		}
+		text += ": " + line
+	}
+	return text
 }
 
 // A liner is a writer that hands over whole lines, of each the first maxLine
@@ -171,12 +196,12 @@ func explain(ended string, ran time.Duration, lines []string) error {
 	return errors.New(text)
 }
 
-// reason picks the line that says most: of a panic the message, which follows
-// the place; else the last.
+// reason picks the lines that say most: of a panic the message, which follows
+// the place, and its causes; else the last.
 func reason(lines []string) string {
 	for i := len(lines) - 2; i >= 0; i-- {
 		if strings.HasPrefix(lines[i], "thread '") && strings.Contains(lines[i], "panicked at ") {
-			return "panic: " + lines[i+1]
+			return oneLine("panic: " + strings.TrimSuffix(lines[i+1], ":") + causes(lines[i+2:]))
 		}
 	}
 	if len(lines) == 0 {

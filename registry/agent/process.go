@@ -36,6 +36,10 @@ func environment(c Config) []string {
 
 var versionLine = regexp.MustCompile(`^(?:(?:klukai|corrosion) )?v?[0-9]+\.[0-9]+\.[0-9]+\S*`)
 
+// tooOld is upstream's versions up to July 2024. The next one, 0.2.0-beta.0, was
+// never raised: what else there is shows only when an agent runs.
+var tooOld = regexp.MustCompile(`^corrosion v?0\.1\.`)
+
 // identify returns the path of the agent's binary and what it says its version
 // is.
 func identify(ctx context.Context, c Config) (path, version string, err error) {
@@ -78,6 +82,8 @@ func identify(ctx context.Context, c Config) (path, version string, err error) {
 		return "", "", fmt.Errorf("run %s --version: %w", path, err)
 	case err != nil || version == "":
 		return "", "", fmt.Errorf("%s is no corrosion: asked for its version it says %q, expected one like \"klukai 0.1.4\"", path, said)
+	case tooOld.MatchString(version):
+		return "", "", fmt.Errorf("%s is %s, which is from before July 2024: expected corrosion 0.2.0-beta.0 or later, of September 2025 or later", path, version)
 	}
 	return path, version, nil
 }
@@ -97,7 +103,14 @@ func checkAddresses(c Config) error {
 		case err == nil:
 			return l.Close()
 		case errors.Is(err, syscall.EADDRINUSE):
-			return fmt.Errorf("%s address %s/%s is taken: end what has it, or choose another", what, addr, network)
+			by := ""
+			if c.Holder != nil {
+				by = c.Holder(network, addr)
+			}
+			if by == "" {
+				by = "somebody who cannot be named from here"
+			}
+			return fmt.Errorf("%s address %s/%s is taken by %s: end what has it, or choose another", what, addr, network, by)
 		case errors.Is(err, syscall.EADDRNOTAVAIL):
 			return fmt.Errorf("%s address %s/%s: no interface has %s", what, addr, network, addr.Addr())
 		default:
@@ -128,6 +141,7 @@ type command struct {
 type child struct {
 	pid   int
 	proc  *os.Process
+	out   *output
 	done  chan struct{} // closed when it has ended
 	ended string        // how; valid once done is closed
 }
@@ -144,7 +158,7 @@ func start(c command) (*child, error) {
 	stdout, stderr := &liner{emit: c.out.line}, &liner{emit: c.out.line}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	started := make(chan error, 1)
-	k := &child{done: make(chan struct{})}
+	k := &child{out: c.out, done: make(chan struct{})}
 	go func() {
 		runtime.LockOSThread() // the kernel ends the child with the thread that started it
 		defer runtime.UnlockOSThread()

@@ -166,7 +166,7 @@ func TestSchemaTables(t *testing.T) {
 	}
 }
 
-// What klukai 0.1.4 wrote.
+// What klukai 0.1.4 wrote, and what might be.
 func TestReason(t *testing.T) {
 	for _, c := range []struct {
 		lines []string
@@ -180,6 +180,12 @@ func TestReason(t *testing.T) {
 			"Location:", "/root/klukai-0.1.4/src/command/agent.rs:118:5",
 			"note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
 		}, "panic: could not setup prometheus: failed to create HTTP listener: Cannot assign requested address (os error 99)"},
+		{[]string{ // with a database of upstream's v1.0.0
+			"thread 'main' (3706) panicked at /root/klukai-0.1.4/src/command/agent.rs:69:14:", "could not start agent: error during initialization:",
+			"Caused by:", "Error code 1: SQL error or missing database", "Location:", "/root/klukai-agent-0.1.4/src/agent/setup.rs:84:20",
+		}, "panic: could not start agent: error during initialization: Error code 1: SQL error or missing database"},
+		{[]string{"thread 'main' panicked at x:", "no:", "Caused by:", "0: first: of it", "1: second", "note: more"}, "panic: no: first: of it: second"},
+		{[]string{"thread 'main' panicked at x:", "no", "Caused by:"}, "panic: no"},
 		{[]string{"first", "thread 'main' panicked at x"}, "thread 'main' panicked at x"},
 	} {
 		if got := reason(c.lines); got != c.want {
@@ -242,6 +248,25 @@ func FuzzReadAnswer(f *testing.F) {
 			t.Errorf("%q with %v", out, err)
 		}
 	})
+}
+
+func TestBuildInfo(t *testing.T) {
+	for in, want := range map[string]string{
+		"# TYPE corro_build_info gauge\ncorro_build_info{version=\"0.2.0-beta.0\",rustc_version=\"1.95.0\",git_commit=\"11edb1e\",git_branch=\"HEAD\"} 1\n": "11edb1e",
+		`corro_build_info{version="0.1.4",ts="x",git_commit="unknown",git_branch="unknown"} 1`:                                                              "", // klukai 0.1.4
+		`corro_build_info{git_commit="11EDB1E"} 1`:                             "",
+		`corro_build_info{git_commit="11edb1e;rm"} 1`:                          "",
+		`corro_build_info{version="1"} 1` + "\n" + `x{git_commit="11edb1e"} 1`: "",
+		`x corro_build_info{git_commit="11edb1e"} 1`:                           "",
+	} {
+		got := ""
+		if found := buildInfo.FindStringSubmatch(in); found != nil {
+			got = found[1]
+		}
+		if got != want {
+			t.Errorf("commit of %s is %q, want %q", in, got, want)
+		}
+	}
 }
 
 func TestParseNames(t *testing.T) {

@@ -2,37 +2,27 @@ package changes
 
 import (
 	"bytes"
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"reflect"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-)
 
-// An agent is a real Corrosion agent, where this machine has one.
-const agent = "/opt/klukai/bin/corrosion"
+	"github.com/acidtib/jiji-node/registry/corrosion/agenttest"
+)
 
 // What cr-sqlite packs is what DecodeKey reads.
 func TestDecodeKeyOfAgent(t *testing.T) {
-	if _, err := os.Stat(agent); err != nil {
-		t.Skipf("needs a Corrosion agent: %v", err)
-	}
-	api := startAgent(t, `
+	a := api(agenttest.Start(t, agenttest.Options{Schema: `
 		CREATE TABLE texts (id TEXT NOT NULL PRIMARY KEY, v TEXT NOT NULL DEFAULT '');
 		CREATE TABLE ints (id INTEGER NOT NULL PRIMARY KEY, v TEXT NOT NULL DEFAULT '');
 		CREATE TABLE mixed (n INTEGER NOT NULL, b BLOB NOT NULL, r REAL NOT NULL, s TEXT NOT NULL, v TEXT NOT NULL DEFAULT '', PRIMARY KEY (n, b, r, s));
 		CREATE TABLE loose (id ANY NOT NULL, other ANY NOT NULL DEFAULT '', v TEXT NOT NULL DEFAULT '', PRIMARY KEY (id, other));
-	`)
+	`}).URL)
 
 	type row struct {
 		table string
@@ -70,11 +60,11 @@ func TestDecodeKeyOfAgent(t *testing.T) {
 			}
 		}
 		marks := strings.Repeat("?,", len(r.key)) + "?"
-		api.post(t, "/v1/transactions", [][]any{{"INSERT INTO " + r.table + " VALUES (" + marks + ")", append(params, name)}})
+		a.post(t, "/v1/transactions", [][]any{{"INSERT INTO " + r.table + " VALUES (" + marks + ")", append(params, name)}})
 	}
 
 	found := 0
-	for line := range strings.Lines(api.post(t, "/v1/queries", `SELECT "table", hex(pk), val FROM crsql_changes WHERE cid = 'v'`)) {
+	for line := range strings.Lines(a.post(t, "/v1/queries", `SELECT "table", hex(pk), val FROM crsql_changes WHERE cid = 'v'`)) {
 		var event struct {
 			Row []json.RawMessage `json:"row"`
 		}
@@ -106,82 +96,8 @@ func TestDecodeKeyOfAgent(t *testing.T) {
 	}
 }
 
-// api is the address of an agent's.
+// An api is the URL of an agent's.
 type api string
-
-// startAgent starts an agent with the schema; it ends with the test.
-func startAgent(t *testing.T, schema string) api {
-	t.Helper()
-	dir := t.TempDir()
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	port := func(network string) string {
-		if network == "udp" {
-			c, err := net.ListenPacket(network, "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			return c.LocalAddr().String()
-		}
-		l, err := net.Listen(network, "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	at := port("tcp")
-	config := write("config.toml", fmt.Sprintf(`
-		[db]
-		path = "%[1]s/state.db"
-		schema_paths = ["%[2]s"]
-		[gossip]
-		addr = "%[3]s"
-		client_addr = "127.0.0.1:0"
-		plaintext = true
-		[api]
-		addr = "%[4]s"
-		[admin]
-		path = "%[1]s/admin.sock"
-	`, dir, write("schema.sql", schema), port("udp"), at))
-
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, agent, "-c", config, "agent")
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait() // the signal is its error
-		log.Close()
-	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		c, err := net.Dial("tcp", at)
-		if err == nil {
-			c.Close()
-			return api(at)
-		}
-		if time.Now().After(end) {
-			text, _ := os.ReadFile(log.Name())
-			t.Fatalf("the agent does not answer: %v\n%s", err, text)
-		}
-	}
-}
 
 // post returns the body of an answer that is 200.
 func (a api) post(t *testing.T, path string, body any) string {
@@ -191,7 +107,7 @@ func (a api) post(t *testing.T, path string, body any) string {
 		t.Fatal(err)
 	}
 	client := http.Client{Timeout: 20 * time.Second}
-	answer, err := client.Post("http://"+string(a)+path, "application/json", bytes.NewReader(text))
+	answer, err := client.Post(string(a)+path, "application/json", bytes.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,6 +65,10 @@ type Config struct {
 	// Wrote is told that the agent made a write of ours its version; nil: nobody is.
 	Wrote func(writer [16]byte, version int64)
 
+	// Blamed reports whether the log has been told already why there is no agent to
+	// follow. nil: it has not.
+	Blamed func() bool
+
 	Log *slog.Logger // nil: none
 }
 
@@ -88,6 +92,7 @@ type Store struct {
 	upSince   time.Time                     // when all tables were followed; zero if they are not
 	lostAt    time.Time                     // when the agent was lost, or the store opened; zero while it is followed
 	toldLost  bool                          // the log was told of lostAt
+	cached    bool                          // the catalog began with what was known earlier
 	toldWhole bool                          // Changed was told of Whole
 	wholeAt   time.Time                     // when all tables had been read once
 	seen      Versions                      // the most that the agent has had
@@ -97,6 +102,7 @@ type Store struct {
 	snapshot atomic.Pointer[registry.Snapshot]
 	view     atomic.Pointer[Servers]
 	writing  atomic.Pointer[writing]
+	running  atomic.Bool            // Run does
 	copied   atomic.Pointer[string] // another process that is this server; nil: none was heard of
 	changed  chan struct{}
 	serversC chan struct{}
@@ -170,6 +176,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		s.containers.rows[c.ID], s.extra.rows[c.ID] = 0, 0
 	}
 	maps.Copy(s.seen, cfg.CachedVersions)
+	s.cached, s.cfg.Cached = len(cfg.Cached) > 0, nil // the catalog has them now
 	s.takeLocal()
 	s.publishNow()
 	return s, nil
@@ -306,7 +313,7 @@ func (s *Store) Whole() bool {
 // whole is Whole; s.mu is held. Part of a first reading is no view of anything: a
 // service would be answered with some of its containers.
 func (s *Store) whole() bool {
-	if len(s.cfg.Cached) > 0 {
+	if s.cached {
 		return true
 	}
 	for _, t := range []*table{s.containers, s.services, s.extra} {
@@ -364,6 +371,8 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("follow %w", err)
 	}
+	s.running.Store(true)
+	defer s.running.Store(false)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.cfg.Local.Run(ctx) })
 	g.Go(func() error { return s.follow(ctx) })
@@ -741,30 +750,37 @@ func (s *Store) foreign(id string) error {
 	if _, ok := s.local[id]; ok {
 		return nil
 	}
-	if row := s.catalog.Row(id); row != nil {
-		return &registry.OwnerError{ID: id, Owner: row.ServerID, Self: s.cfg.ServerID}
+	if owner := s.catalog.Owner(id); owner != "" {
+		return &registry.OwnerError{ID: id, Owner: owner, Self: s.cfg.ServerID}
 	}
 	return nil
 }
 
-// written publishes a change of the file and brings it to the agent. An agent that
-// does not answer is not waited for long: syncLoop goes on with it.
+// written publishes a change of the file and brings it to the agent. One that is
+// lost is not waited for, and another not for long: syncLoop goes on with it.
 func (s *Store) written(ctx context.Context) {
 	s.takeLocal()
 	s.publishNow()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	if s.running.Load() && !(s.followsNow() && s.writing.Load().caughtUp) {
+		poke(s.sync)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writePatience)
 	defer cancel()
 	if !s.push(ctx) {
 		poke(s.sync)
 	}
 }
 
-// look reads the tables if nobody follows them.
-func (s *Store) look(ctx context.Context) {
+func (s *Store) followsNow() bool {
 	s.mu.Lock()
-	live := s.lostAt.IsZero()
-	s.mu.Unlock()
-	if live {
+	defer s.mu.Unlock()
+	return s.lostAt.IsZero()
+}
+
+// look reads the tables if the store does not run, so that nobody follows them.
+func (s *Store) look(ctx context.Context) {
+	if s.running.Load() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -798,8 +814,10 @@ func (s *Store) look(ctx context.Context) {
 }
 
 const (
-	patience  = 2 * time.Second // of who waits for a write
-	batch     = 200             // rows that are read at once
+	patience      = 2 * time.Second        // of who asks peers, or reads all tables
+	writePatience = 500 * time.Millisecond // of who registers something: it is in the file already
+
+	batch     = 200 // rows that are read at once
 	doubtRest = 50 * time.Millisecond
 )
 

@@ -17,7 +17,8 @@ const schema = registry.SharedSchema + registry.OwnSchema + registry.ServersSche
 func TestConformanceOnRealAgent(t *testing.T) {
 	registrytest.Test(t, func(t *testing.T) (registry.Store, registrytest.Outside) {
 		a := agenttest.Start(t, agenttest.Options{Schema: schema})
-		return open(t, a.URL), outside{client(t, a.URL)}
+		s := open(t, a.URL)
+		return s, outside{client(t, a.URL), s}
 	})
 }
 
@@ -50,7 +51,12 @@ func open(t *testing.T, url string) *Store {
 }
 
 // outside is another client of the same agent.
-type outside struct{ c *corrosion.Client }
+type outside struct {
+	c *corrosion.Client
+	s *Store
+}
+
+func (o outside) Ready() bool { return o.s.followsNow() && o.s.writing.Load().caughtUp }
 
 func (o outside) Exec(ctx context.Context, statement string, args ...any) error {
 	_, err := o.c.Exec(ctx, corrosion.SQL(statement, args...))

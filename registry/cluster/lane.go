@@ -31,13 +31,16 @@ type lane struct {
 
 	mu   sync.Mutex
 	self [16]byte           // this agent's site; zero if not known
-	due  map[[16]byte]int64 // versions that writers say they have reached
+	due  map[[16]byte]span  // what writers say they have written
 	seen map[[16]byte]int64 // versions up to which their changes were looked at
 	wake chan struct{}
 }
 
+// A span is the versions after one, up to another.
+type span struct{ from, to int64 }
+
 func newLane() lane {
-	return lane{due: map[[16]byte]int64{}, seen: map[[16]byte]int64{}, wake: make(chan struct{}, 1)}
+	return lane{due: map[[16]byte]span{}, seen: map[[16]byte]int64{}, wake: make(chan struct{}, 1)}
 }
 
 func (l *lane) wrote(self [16]byte) {
@@ -51,48 +54,51 @@ func (s *Store) Heard(writer [16]byte, version int64) {
 	l := &s.lane
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if writer == l.self || version <= l.seen[writer] || version <= l.due[writer] || version < 1 {
+	seen, looked := l.seen[writer]
+	due, known := l.due[writer]
+	if writer == l.self || version < 1 || version <= seen || !known && len(l.due) >= laneWriters {
 		return
 	}
-	if _, known := l.due[writer]; !known && len(l.due) >= laneWriters {
-		return
+	from := version - 1
+	if looked {
+		from = seen
 	}
-	l.due[writer] = version
+	if !known || from < due.from {
+		due.from = from
+	}
+	due.to = max(due.to, version)
+	l.due[writer] = due
 	poke(l.wake)
 }
 
-// next are the writers to look at, and from which versions on.
-func (l *lane) next() (from, to map[[16]byte]int64) {
+// next are the writers to look at, and which versions.
+func (l *lane) next() map[[16]byte]span {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	to, l.due = l.due, map[[16]byte]int64{}
-	from = map[[16]byte]int64{}
-	for writer, version := range to {
-		from[writer] = version - 1
-		if seen, ok := l.seen[writer]; ok {
-			from[writer] = seen
-		}
-	}
+	due := l.due
+	l.due = map[[16]byte]span{}
 	if len(l.seen) > laneWriters {
 		clear(l.seen)
 	}
-	return from, to
+	return due
 }
 
 func (s *Store) laneLoop(ctx context.Context) error {
 	l := &s.lane
 	l.works.Store(true)
 	type wait struct {
+		span
 		until time.Time
 		next  time.Duration
+		found glimpse // at the last look
 	}
-	from, to, waits := map[[16]byte]int64{}, map[[16]byte]int64{}, map[[16]byte]wait{}
+	waits := map[[16]byte]wait{}
 	for {
 		var again <-chan time.Time
-		if len(to) > 0 {
+		if len(waits) > 0 {
 			shortest := laneMost
-			for writer := range to {
-				shortest = min(shortest, waits[writer].next)
+			for _, w := range waits {
+				shortest = min(shortest, w.next)
 			}
 			again = time.After(shortest)
 		}
@@ -102,16 +108,25 @@ func (s *Store) laneLoop(ctx context.Context) error {
 		case <-l.wake:
 		case <-again:
 		}
-		moreFrom, moreTo := l.next()
-		for writer, version := range moreTo {
-			if _, known := to[writer]; !known {
-				from[writer] = moreFrom[writer]
+		for writer, due := range l.next() {
+			w, known := waits[writer]
+			if !known || due.from < w.from {
+				w.from, w.found = due.from, glimpse{}
 			}
-			to[writer] = version
-			waits[writer] = wait{time.Now().Add(laneLimit), laneFirst}
+			if due.to > w.to || w.to-due.to > laneKeys { // notices overtake each other, too, but not by so much
+				w.to = due.to
+			}
+			w.until, w.next = time.Now().Add(laneLimit), laneFirst
+			waits[writer] = w
 		}
-		for writer, version := range to {
-			reached, err := s.lookAt(ctx, writer, from[writer])
+		for writer, w := range waits {
+			found, err := s.peek(ctx, writer, w.from)
+			if err == nil && found != w.found && found.top > w.from {
+				if err = s.lookAt(ctx, writer, w.from); err == nil {
+					w.from = max(w.from, found.whole())
+				}
+			}
+			w.found = found
 			if err != nil {
 				if works := !errors.Is(err, corrosion.ErrNoTable); l.works.Swap(works) != works || works {
 					s.log.Debug("changes not read ahead", "err", err)
@@ -119,14 +134,17 @@ func (s *Store) laneLoop(ctx context.Context) error {
 			} else {
 				l.works.Store(true)
 			}
-			from[writer] = max(from[writer], reached)
-			w := waits[writer]
-			if err != nil || reached >= version || time.Now().After(w.until) {
+			done := err != nil || found.whole() >= w.to || time.Now().After(w.until)
+			if err == nil && found.top > 0 { // else a notice may be wrong
+				seen := min(w.from, found.top)
+				if done {
+					seen = found.top // what is missing may be so for ever
+				}
 				l.mu.Lock()
-				l.seen[writer] = max(from[writer], l.seen[writer])
+				l.seen[writer] = seen
 				l.mu.Unlock()
-				delete(from, writer)
-				delete(to, writer)
+			}
+			if done {
 				delete(waits, writer)
 				continue
 			}
@@ -138,18 +156,44 @@ func (s *Store) laneLoop(ctx context.Context) error {
 	}
 }
 
+// A glimpse is which versions of a writer the agent has.
+type glimpse struct {
+	top int64 // the newest one; 0: none
+	gap int64 // the first one that it lacks and knows of, after those looked at before; 0: none. Versions overtake each other.
+}
+
+// whole is up to where the agent has all versions.
+func (g glimpse) whole() int64 {
+	if g.gap > 0 {
+		return min(g.top, g.gap-1)
+	}
+	return g.top
+}
+
+// peek asks for the versions after from.
+func (s *Store) peek(ctx context.Context, writer [16]byte, from int64) (g glimpse, err error) {
+	ctx, cancel := context.WithTimeout(ctx, laneLimit)
+	defer cancel()
+	err = s.query(ctx, 2, corrosion.SQL(`
+		SELECT db_version, (SELECT min(start) FROM __corro_bookkeeping_gaps WHERE actor_id = ? AND "end" > ?)
+		FROM crsql_db_versions WHERE site_id = ?`, writer[:], from, writer[:]), func(cells []any) error {
+		g.top, _ = cells[0].(int64)
+		g.gap, _ = cells[1].(int64)
+		return nil
+	})
+	return g, err
+}
+
 // lookAt reads the rows that the writer changed after version from, as far as
-// the agent has its changes, and returns up to which version that is.
-func (s *Store) lookAt(ctx context.Context, writer [16]byte, from int64) (reached int64, err error) {
+// the agent has its changes.
+func (s *Store) lookAt(ctx context.Context, writer [16]byte, from int64) error {
 	ctx, cancel := context.WithTimeout(ctx, laneLimit)
 	defer cancel()
 	keys := map[string]map[string]struct{}{}
 	count := 0
-	err = s.query(ctx, 3, corrosion.SQL(`SELECT "table", pk, db_version FROM crsql_changes WHERE site_id = ? AND db_version > ?`, writer[:], from), func(cells []any) error {
+	err := s.query(ctx, 2, corrosion.SQL(`SELECT "table", pk FROM crsql_changes WHERE site_id = ? AND db_version > ?`, writer[:], from), func(cells []any) error {
 		name, _ := cells[0].(string)
 		pk, _ := cells[1].([]byte)
-		version, _ := cells[2].(int64)
-		reached = max(reached, version)
 		id, err := changes.DecodeKey(pk)
 		if err != nil || len(id) != 1 {
 			return nil // not one of our tables
@@ -168,7 +212,7 @@ func (s *Store) lookAt(ctx context.Context, writer [16]byte, from int64) (reache
 		return nil
 	})
 	if err != nil || count > laneKeys {
-		return reached, err
+		return err
 	}
 	for _, t := range s.tables {
 		if len(keys[t.name]) == 0 {
@@ -180,5 +224,5 @@ func (s *Store) lookAt(ctx context.Context, writer [16]byte, from int64) (reache
 		}
 		s.readRows(ctx, t, ids, false)
 	}
-	return reached, nil
+	return nil
 }

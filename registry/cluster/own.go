@@ -15,7 +15,7 @@ import (
 const (
 	beatEvery     = 30 * time.Second // how often this server's last_seen is written
 	aloneAfter    = 10 * time.Second // without a peer that answers, what the agent has is all there is
-	settledFor    = 30 * time.Second // after which peers are not waited for: they may have versions that nobody sends
+	settledFor    = 30 * time.Second // without progress, after which peers are not waited for: they may have versions that nobody sends
 	complainAfter = 3 * time.Second  // an agent that is just started needs less
 	retryFirst    = 500 * time.Millisecond
 	retryMost     = 15 * time.Second
@@ -37,6 +37,8 @@ type own struct {
 	deleted   int               // how many deletions were added to confirmed, at most
 	reasserts []time.Time       // in the last minute
 	target    []Versions        // what peers had; nil: not asked yet
+	lacks     int64             // the fewest versions that the agent lacked of those that it knows of; 0: it was not asked, or lacks none
+	lacksAt   time.Time         // when it came to lack so few
 	joined    bool
 	beat      time.Time
 }
@@ -90,19 +92,25 @@ func (s *Store) syncLoop(ctx context.Context) error {
 }
 
 // complain says once that the registry has been away for a while, which at a
-// start is not said otherwise.
+// start is not said otherwise, unless the cause was.
 func (s *Store) complain(now time.Time) {
 	s.mu.Lock()
-	late := !s.lostAt.IsZero() && !s.toldLost && now.Sub(s.lostAt) >= complainAfter
+	silence := now.Sub(s.lostAt)
+	late := !s.lostAt.IsZero() && !s.toldLost && silence >= complainAfter && !(s.cfg.Blamed != nil && s.cfg.Blamed())
 	s.toldLost = s.toldLost || late
 	s.mu.Unlock()
-	if late {
-		s.log.Warn("registry cannot be followed; going on with what is known", "err", s.Problem())
+	if !late {
+		return
 	}
+	why := s.Problem()
+	if why == "" {
+		why = fmt.Sprintf("the agent has not answered for %v", silence.Round(time.Second))
+	}
+	s.log.Warn("registry cannot be followed; going on with what is known", "err", why)
 }
 
 // push brings the registry to what the file says, as far as it may and can; it
-// reports whether nothing is left to do. Who waits for it does so for patience.
+// reports whether nothing is left to do. Who waits for it does so for writePatience.
 func (s *Store) push(ctx context.Context) bool {
 	if !s.take(ctx) {
 		return false
@@ -206,11 +214,19 @@ func (s *Store) catchUp(ctx context.Context) bool {
 	}
 	age := time.Since(whole)
 	var gaps int64
-	if err := s.query(ctx, 1, corrosion.SQL("SELECT count(*) FROM __corro_bookkeeping_gaps"), func(cells []any) error {
+	if err := s.query(ctx, 1, corrosion.SQL(`SELECT coalesce(sum("end" - start + 1), 0) FROM __corro_bookkeeping_gaps`), func(cells []any) error {
 		gaps, _ = cells[0].(int64)
 		return nil
-	}); err != nil && !errors.Is(err, corrosion.ErrNoTable) || gaps > 0 {
+	}); err != nil && !errors.Is(err, corrosion.ErrNoTable) {
 		return false
+	}
+	if gaps > 0 { // for ever where versions have rows of tables that this agent lacks
+		if now := time.Now(); s.own.lacks == 0 || gaps < s.own.lacks {
+			s.own.lacks, s.own.lacksAt = gaps, now
+		}
+		if time.Since(s.own.lacksAt) < settledFor {
+			return false
+		}
 	}
 	if len(s.own.target) == 0 {
 		ask, cancel := context.WithTimeout(ctx, patience)
@@ -373,7 +389,7 @@ func (s *Store) plan() []op {
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.local)) {
 		c := s.local[id]
-		if row := s.catalog.Row(id); row != nil && s.ofAnother(row.ServerID) {
+		if owner := s.catalog.Owner(id); owner != "" && s.ofAnother(owner) {
 			continue // said by foreignRows
 		}
 		if cells := c.Cells(); !s.containers.has(id, cells) {

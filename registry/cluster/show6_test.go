@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -294,8 +293,8 @@ func TestRegistryShow6Writes(t *testing.T) {
 			if err := p.s.Register(t.Context(), mineOf("mine")); err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(start); took > patience+time.Second {
-				t.Errorf("registering took %v, want %v or less", took, patience)
+			if took := time.Since(start); took > writePatience+time.Second/2 {
+				t.Errorf("registering took %v, want %v or less", took, writePatience)
 			}
 			if got := p.ids(); !slices.Equal(got, []string{"mine healthy"}) {
 				t.Errorf("snapshot has %v after registering", got)
@@ -352,72 +351,4 @@ func TestRegistryShow6PartialRows(t *testing.T) {
 	held.Deliver(1)
 	held.Release()
 	p.shows("c healthy", "d healthy")
-}
-
-// TestRegistryShow6Day has as many changes as a day of a busy cluster, with the
-// stream ended now and then: nothing is left behind by them.
-func TestRegistryShow6Day(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes thousands of changes")
-	}
-	a := corrotest.New(t, corrotest.Config{Schema: registry.Schema, Token: token})
-	write(t, a, "c", "healthy")
-	p := newPatient(t, a)
-	p.shows("c healthy")
-	c := clientOf(t, a)
-	exec := func(sql string, params ...any) {
-		if _, err := c.Exec(t.Context(), corrosion.SQL(sql, params...)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	measure := func() (goroutines int, heap uint64) {
-		p.until("marks and doubts drain", func() bool {
-			p.s.mu.Lock()
-			defer p.s.mu.Unlock()
-			for _, table := range p.s.tables {
-				if len(table.marks)+len(table.doubt) > 0 {
-					return false
-				}
-			}
-			return true
-		})
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return runtime.NumGoroutine(), m.HeapAlloc
-	}
-	part := func(from int) {
-		for i := from; i < from+2000; i++ {
-			id := fmt.Sprint("x", i)
-			exec(`INSERT INTO containers (id, service, server_id, ip, health_status) VALUES (?, ?, 'other', '10.210.1.3', 'healthy')`, id, fmt.Sprint("s", i))
-			exec(`DELETE FROM containers WHERE id = ?`, id)
-			if i%250 == 0 {
-				id = fmt.Sprint("mine", i)
-				if err := p.s.Register(t.Context(), mineOf(id)); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := p.s.Deregister(t.Context(), id); err != nil {
-					t.Fatal(err)
-				}
-				a.EndStreams()
-			}
-		}
-		p.shows("c healthy")
-	}
-	part(0)
-	g0, h0 := measure()
-	part(2000)
-	g1, h1 := measure()
-	t.Logf("after 4,000 changes %d goroutines and %.1f MB, after 8,000 %d and %.1f MB (the agent's included)", g0, float64(h0)/1e6, g1, float64(h1)/1e6)
-	if g1 > g0+4 {
-		t.Errorf("%d goroutines after the first half, %d after the second", g0, g1)
-	}
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	if n := len(p.s.containers.rows); n != 1 {
-		t.Errorf("%d rows are known, want 1", n)
-	}
-	if n := len(p.s.own.confirmed); n > 2*rememberMost {
-		t.Errorf("%d own rows are remembered as written, want %d at most", n, 2*rememberMost)
-	}
 }

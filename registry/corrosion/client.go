@@ -8,6 +8,7 @@
 package corrosion
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,14 @@ type Config struct {
 	// know comes back as an error, or through the View.
 	Log *slog.Logger
 
-	// DialTimeout is for a connection; zero: 5 s.
+	// Dial connects to the agent; nil: over TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error) `json:"-"`
+
+	// Trust returns why who listens at URL must not be told the token; it is asked
+	// before and after each connection is made. nil: anybody may.
+	Trust func() error `json:"-"`
+
+	// DialTimeout is for a connection over TCP; zero: 5 s.
 	DialTimeout time.Duration
 
 	// ReplyTimeout is for the headers of a response, and for all of the short
@@ -135,15 +143,18 @@ func New(cfg Config) (*Client, error) {
 	}
 	cfg.Token = ""
 	c.cfg = cfg
+	if cfg.Dial == nil {
+		// The agent sends no heartbeats: only the kernel tells a stream that is
+		// dead from a silent one. It gives up after 11 s.
+		cfg.Dial = (&net.Dialer{
+			Timeout:         cfg.DialTimeout,
+			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
+		}).DialContext
+	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	c.transport = &http.Transport{
-		// The agent sends no heartbeats: only the kernel tells a stream that is
-		// dead from a silent one. It gives up after 11 s.
-		DialContext: (&net.Dialer{
-			Timeout:         cfg.DialTimeout,
-			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
-		}).DialContext,
+		DialContext:            cfg.dial,
 		Proxy:                  nil, // an agent is never behind the environment's
 		Protocols:              protocols,
 		DisableCompression:     true,
@@ -158,6 +169,26 @@ func New(cfg Config) (*Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
+}
+
+// dial connects to an agent that is trusted from before until after that.
+func (c Config) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	trust := c.Trust
+	if trust == nil {
+		trust = func() error { return nil }
+	}
+	if err := trust(); err != nil {
+		return nil, err
+	}
+	conn, err := c.Dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := trust(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return prompt(conn), nil
 }
 
 // baseURL returns text as http://HOST:PORT.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -412,6 +413,49 @@ func TestHealth(t *testing.T) {
 				if !strings.Contains(err.Error(), tt.err) {
 					t.Errorf("error %v, want %q", err, tt.err)
 				}
+			}
+		})
+	}
+}
+
+// Nothing is said to who is not trusted, before or after the connection is made.
+func TestTrust(t *testing.T) {
+	var heard atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { heard.Add(1) }))
+	defer server.Close()
+	no := errors.New("a stranger")
+	for _, c := range []struct {
+		name  string
+		trust []error // in the order in which it is asked
+		dials int
+		heard int64
+	}{
+		{"Before", []error{no}, 0, 0},
+		{"After", []error{nil, no}, 1, 0},
+		{"Trusted", []error{nil, nil}, 1, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			heard.Store(0)
+			dials := 0
+			client, err := New(Config{
+				URL: server.URL, Token: "t0ken",
+				Trust: func() error {
+					err := c.trust[0]
+					c.trust = c.trust[1:]
+					return err
+				},
+				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					dials++
+					return new(net.Dialer).DialContext(ctx, network, address)
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			_, err = client.Exec(t.Context(), SQL("SELECT 1"))
+			if errors.Is(err, no) != (c.heard == 0) || dials != c.dials || heard.Load() != c.heard || len(c.trust) > 0 {
+				t.Errorf("%v after %d connections, %d requests heard, %d questions left", err, dials, heard.Load(), len(c.trust))
 			}
 		})
 	}

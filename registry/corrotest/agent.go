@@ -52,6 +52,7 @@ type Config struct {
 	Coalesce     time.Duration // zero tells subscribers before a write is answered; Corrosion has DefaultCoalesce
 	History      int           // changes kept for resuming; zero is DefaultHistory
 	Ring         int           // events kept for a slow subscriber; zero is DefaultRing
+	NoNetwork    bool          // it is reached by Dial alone; its URL is one that no network has
 }
 
 // An Agent is a running double.
@@ -63,6 +64,7 @@ type Agent struct {
 	cfg      Config
 	store    *store
 	server   *http.Server   // nil while stopped
+	memory   *memory        // likewise; nil with a network
 	serving  sync.WaitGroup // the goroutine of server
 	down     chan struct{}  // closed when server stops
 	subs     map[string]*subscription
@@ -85,6 +87,9 @@ func New(tb testing.TB, cfg Config) *Agent {
 		cfg.Ring = DefaultRing
 	}
 	a := &Agent{tb: tb, cfg: cfg, addr: "127.0.0.1:0", links: map[*Agent]*link{}}
+	if cfg.NoNetwork {
+		a.addr = "192.0.2.1:8080" // RFC 5737
+	}
 	a.forget()
 	a.open()
 	tb.Cleanup(func() {
@@ -125,8 +130,8 @@ func (a *Agent) ActorID() string {
 	return hex.EncodeToString(a.store.site[:])
 }
 
-// Start starts a stopped agent at its old address, and syncs it with the agents
-// it is linked to.
+// Start starts a stopped agent at its old address, tries again what its schema had
+// no room for, and syncs it with the agents it is linked to.
 func (a *Agent) Start() {
 	a.tb.Helper()
 	a.mu.Lock()
@@ -134,13 +139,19 @@ func (a *Agent) Start() {
 		a.mu.Unlock()
 		return
 	}
-	l, err := net.Listen("tcp", a.addr)
-	if err != nil {
-		a.mu.Unlock()
-		a.tb.Fatalf("corrotest: listen on %s: %v", a.addr, err)
-		return
+	var l net.Listener
+	if a.cfg.NoNetwork {
+		a.memory = newMemory()
+		l = a.memory
+	} else {
+		var err error
+		if l, err = net.Listen("tcp", a.addr); err != nil {
+			a.mu.Unlock()
+			a.tb.Fatalf("corrotest: listen on %s: %v", a.addr, err)
+			return
+		}
+		a.addr = l.Addr().String()
 	}
-	a.addr = l.Addr().String()
 	a.down = make(chan struct{})
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -152,8 +163,12 @@ func (a *Agent) Start() {
 			a.tb.Errorf("corrotest: serve: %v", err)
 		}
 	})
-	links := a.upLinks()
+	links, pending := a.upLinks(), a.store.pending
+	a.store.pending = nil
 	a.mu.Unlock()
+	for _, v := range pending {
+		a.receive(v)
+	}
 	for _, other := range links {
 		syncBoth(a, other)
 	}
@@ -164,7 +179,7 @@ func (a *Agent) Start() {
 func (a *Agent) Stop() {
 	a.mu.Lock()
 	server, down := a.server, a.down
-	a.server = nil
+	a.server, a.memory = nil, nil
 	if server != nil {
 		a.followUp()
 		a.eachListener(func(l *listener) { l.end = true })
@@ -187,7 +202,7 @@ func (a *Agent) Stop() {
 func (a *Agent) Kill() {
 	a.mu.Lock()
 	server, down := a.server, a.down
-	a.server = nil
+	a.server, a.memory = nil, nil
 	a.eachListener(func(l *listener) { l.abort = true })
 	a.forget()
 	if server != nil {
@@ -215,18 +230,13 @@ func (a *Agent) Wipe() {
 }
 
 // Reload applies a schema as "corrosion reload" does: tables and columns are
-// added, or there is an error and nothing changed. Open streams go on.
+// added, or there is an error and nothing changed. Open streams go on. What came
+// before and found no room goes on waiting, until the agent is started again.
 func (a *Agent) Reload(schema string) error {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if err := a.store.applySchema(schema); err != nil {
-		a.mu.Unlock()
 		return fmt.Errorf("reload schema: %w", err)
-	}
-	pending := a.store.pending
-	a.store.pending = nil
-	a.mu.Unlock()
-	for _, v := range pending {
-		a.receive(v)
 	}
 	return nil
 }

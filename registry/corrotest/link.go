@@ -55,12 +55,9 @@ func syncBoth(a, b *Agent) {
 		from, to := pair[0], pair[1]
 		to.mu.Lock()
 		running := to.server != nil
-		seen := map[siteID]map[int64]bool{}
-		for site, versions := range to.store.seen {
-			seen[site] = map[int64]bool{}
-			for v := range versions {
-				seen[site][v] = true
-			}
+		seen := map[siteID]*versions{}
+		for site, v := range to.store.seen {
+			seen[site] = v.clone()
 		}
 		to.mu.Unlock()
 		from.mu.Lock()
@@ -104,7 +101,7 @@ func (a *Agent) gossip(v version) {
 func (a *Agent) receive(v version) {
 	a.mu.Lock()
 	if a.held != nil {
-		if !slices.ContainsFunc(a.held.versions, v.same) && !a.store.seen[v.site][v.dbVersion] {
+		if !slices.ContainsFunc(a.held.versions, v.same) && !a.store.seen[v.site].has(v.dbVersion) {
 			a.held.versions = append(a.held.versions, v)
 		}
 		a.mu.Unlock()
@@ -119,16 +116,14 @@ func (a *Agent) receive(v version) {
 
 func (v version) same(w version) bool { return v.site == w.site && v.dbVersion == w.dbVersion }
 
-// merge merges v, or keeps it until the schema has room for it; it reports
-// whether v is new. The mutex is held.
+// merge merges v, or keeps it for the next start if the schema has no room for it;
+// it reports whether v is new. The mutex is held.
 func (a *Agent) merge(v version) bool {
 	s := a.store
-	if a.server == nil || s.seen[v.site][v.dbVersion] || slices.ContainsFunc(s.pending, v.same) {
+	if a.server == nil || s.seen[v.site].has(v.dbVersion) || slices.ContainsFunc(s.pending, v.same) {
 		return false
 	}
-	// The fork never gets over what it had no room for.
-	blocked := a.cfg.Flavour == Klukai && slices.ContainsFunc(s.pending, func(p version) bool { return p.site == v.site })
-	if blocked || !s.room(v) {
+	if !s.room(v) {
 		s.pending = append(s.pending, v)
 		return true
 	}

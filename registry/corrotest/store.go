@@ -65,8 +65,8 @@ type store struct {
 	clocks      map[rowName]*rowClock
 	stale       map[rowName]bool // rows whose lines in crsql_changes are not written yet
 	version     int64            // of this agent's own last transaction that changed something
-	seen        map[siteID]map[int64]bool
-	pending     []version // versions that the schema has no room for yet
+	seen        map[siteID]*versions
+	pending     []version // versions that the schema had no room for
 	lastChanges int64     // rows_affected of the last statement that writes
 }
 
@@ -79,7 +79,7 @@ func openStore(site siteID) (*store, error) {
 		d.close()
 		return nil, fmt.Errorf("create internal tables: %w", err)
 	}
-	return &store{db: d, site: site, tables: map[string]*table{}, clocks: map[rowName]*rowClock{}, stale: map[rowName]bool{}, seen: map[siteID]map[int64]bool{}}, nil
+	return &store{db: d, site: site, tables: map[string]*table{}, clocks: map[rowName]*rowClock{}, stale: map[rowName]bool{}, seen: map[siteID]*versions{}}, nil
 }
 
 // applySchema adds the tables and columns of sql, all or none.
@@ -302,31 +302,29 @@ func (s *store) changesOf(name rowName, r *rowClock, keep func(clock) bool) ([]c
 
 func (s *store) see(site siteID, v int64) {
 	if s.seen[site] == nil {
-		s.seen[site] = map[int64]bool{}
+		s.seen[site] = &versions{above: map[int64]bool{}}
 	}
-	s.seen[site][v] = true
+	s.seen[site].add(v)
 }
 
 // newest returns the newest version seen of each site.
 func (s *store) newest() map[siteID]int64 {
 	heads := map[siteID]int64{}
-	for site, versions := range s.seen {
-		for v := range versions {
-			heads[site] = max(heads[site], v)
-		}
+	for site, seen := range s.seen {
+		heads[site] = seen.head
 	}
 	return heads
 }
 
 // missing returns what s has and other has not: newest first, as agents sync,
 // and without the cells that were overwritten since.
-func (s *store) missing(other map[siteID]map[int64]bool) ([]version, error) {
+func (s *store) missing(other map[siteID]*versions) ([]version, error) {
 	wanted := map[siteID]map[int64]*version{}
 	var versions []*version
 	for site, seen := range s.seen {
 		wanted[site] = map[int64]*version{}
-		for v := range seen {
-			if !other[site][v] {
+		for v := range seen.all() {
+			if !other[site].has(v) {
 				w := &version{site: site, dbVersion: v}
 				wanted[site][v] = w
 				versions = append(versions, w)
@@ -557,8 +555,8 @@ type gap struct {
 func (s *store) gaps() []gap {
 	var gaps []gap
 	for site, head := range s.newest() {
-		for v := int64(1); v < head; v++ {
-			if s.seen[site][v] {
+		for v := s.seen[site].upto + 1; v < head; v++ {
+			if s.seen[site].has(v) {
 				continue
 			}
 			if n := len(gaps); n > 0 && gaps[n-1].site == site && gaps[n-1].end == v-1 {

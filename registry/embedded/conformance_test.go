@@ -60,4 +60,6 @@ func (o outside) Exec(ctx context.Context, statement string, args ...any) error 
 	return err
 }
 
+func (outside) Ready() bool { return true }
+
 func (o outside) Version(ctx context.Context) (int64, error) { return dataVersion(ctx, o.conn) }

@@ -30,6 +30,9 @@ type Outside interface {
 	// Version returns a number that differs from the last one if, and only if,
 	// the store has changed a table since.
 	Version(ctx context.Context) (int64, error)
+
+	// Ready reports whether a store that runs writes at once, and not as soon as it may.
+	Ready() bool
 }
 
 // Test runs the suite. open returns a new store of server Self on empty tables,
@@ -75,7 +78,7 @@ type fixture struct {
 	outside Outside
 }
 
-// run runs the store until the end of the test.
+// run runs the store until the end of the test; what is registered after it is written at once.
 func (f fixture) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -87,6 +90,11 @@ func (f fixture) run(t *testing.T) {
 		}
 	})
 	f.until(t, "first snapshot", func(*registry.Snapshot) bool { return true })
+	for late := time.Now().Add(patience); !f.outside.Ready(); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("the store does not write within %v", patience)
+		}
+	}
 }
 
 // until waits for a snapshot that pleases ok.
