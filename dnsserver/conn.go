@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/acidtib/jiji-node/dnsserver/arrival"
 )
 
 const (
@@ -26,6 +28,9 @@ type origin struct {
 	ifindex int        // on which it arrived
 	known   bool       // whether ifindex is; it always is 0 where the system does not tell
 	tcp     *tcpConn   // nil: UDP
+	udp     *packetConn
+	pending *sync.WaitGroup // of the queries that are being forwarded
+	at      time.Time       // when the query was read
 }
 
 func (o *origin) Network() string {
@@ -37,27 +42,13 @@ func (o *origin) Network() string {
 
 func (o *origin) String() string { return o.client.String() }
 
-// A packetConn is a UDP socket that knows on which interface a query arrived
-// and answers from the address that was asked.
-type packetConn struct {
-	*net.UDPConn
-	oob [pktinfoSize]byte // of the only reader
-}
-
-func (c *packetConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, oobn, _, client, err := c.ReadMsgUDPAddrPort(b, c.oob[:])
-	if err != nil {
-		return 0, nil, err
+// send sends a reply. That the client is gone is no error of ours.
+func (o *origin) send(b []byte) {
+	if o.tcp != nil {
+		o.tcp.send(b)
+		return
 	}
-	o := &origin{client: client}
-	o.ifindex, o.local, o.known = parseArrival(c.oob[:oobn])
-	return n, o, nil
-}
-
-func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	o := to.(*origin)
-	n, _, err := c.WriteMsgUDPAddrPort(b, fromSource(o.local, o.ifindex), o.client)
-	return n, err
+	o.udp.WriteMsgUDPAddrPort(b, arrival.From(o.local, o.ifindex), o.client)
 }
 
 // A listener accepts TCP connections within limits.
@@ -82,7 +73,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		o := &origin{client: c.RemoteAddr().(*net.TCPAddr).AddrPort()}
-		o.ifindex, o.known = arrivalOf(c, o.client.Addr().Is6())
+		o.ifindex, o.known = arrival.Of(c, o.client.Addr().Is6())
 		stranger := !l.answered(o)
 		if !l.enter(o.client.Addr(), stranger) {
 			l.rejected.Add(1)
@@ -90,6 +81,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			continue
 		}
 		o.tcp = &tcpConn{TCPConn: c, origin: o, leave: sync.OnceFunc(func() { l.leave(o.client.Addr(), stranger) })}
+		o.pending = &o.tcp.pending
 		return o.tcp, nil
 	}
 }

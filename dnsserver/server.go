@@ -17,6 +17,9 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/acidtib/jiji-node/dnsserver/arrival"
+	"github.com/acidtib/jiji-node/dnsserver/forward"
 )
 
 const (
@@ -50,14 +53,13 @@ type Config struct {
 
 // Stats counts what a Server did since Listen.
 type Stats struct {
-	Queries   uint64 // that could be parsed
-	Malformed uint64 // that could not
-	Zone      uint64 // answered by the zone, in whatever way
-	Refused   uint64 // arrived on an interface that is not answered
-	Forwarded uint64 // questions asked of upstreams
-	Failed    uint64 // of these, without an answer
-	Busy      uint64 // not forwarded, because too many were
-	Rejected  uint64 // TCP connections, because there were too many
+	Queries   uint64        // that were answered, of whatever Source
+	Zone      uint64        // of these: from the zone, in whatever way
+	Refused   uint64        // of these: arrived on an interface that is not answered
+	Malformed uint64        // messages that could not be parsed
+	Rejected  uint64        // TCP connections, because there were too many
+	Unsent    uint64        // replies by UDP that the kernel did not take
+	Forward   forward.Stats // of all other queries
 }
 
 // A Server is a DNS server on sockets that are open. Close or Run ends it.
@@ -65,19 +67,20 @@ type Server struct {
 	answer  func(ifindex int) bool
 	log     *slog.Logger
 	zone    atomic.Pointer[Zone]
-	forward forwarder
+	forward *forward.Forwarder
 	addrs   []netip.AddrPort
 	packets []*packetConn
 	streams []*listener
-	stats   struct {
-		queries, malformed, zone, refused, forwarded, failed, busy, rejected atomic.Uint64
-	}
+	tally   tally
+	watches atomic.Pointer[[]*Watch] // nil: nobody
+
+	malformed, rejected, unsent atomic.Uint64 // see Stats
 }
 
 // Listen opens the sockets, or none. An error names the address and the
 // protocol; errors.Is(err, syscall.EADDRINUSE) says that somebody else is there.
 func Listen(c Config) (*Server, error) {
-	z, _, err := newZone(c.Apex, c.Reverse)
+	z, err := emptyZone(c.Apex, c.Reverse)
 	if err != nil {
 		return nil, err
 	}
@@ -87,16 +90,16 @@ func Listen(c Config) (*Server, error) {
 	}
 	s := &Server{answer: c.Answer, log: c.Log}
 	s.zone.Store(z)
-	s.forward = forwarder{upstreams: c.Upstreams, own: s.own, ask: ask, slots: make(chan struct{}, maxForwarded)}
 	if s.answer == nil {
 		s.answer = func(int) bool { return true }
 	}
-	if s.forward.upstreams == nil {
-		s.forward.upstreams = func() []netip.AddrPort { return nil }
+	if c.Upstreams == nil {
+		c.Upstreams = func() []netip.AddrPort { return nil }
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.forward = forward.New(forward.Config{Upstreams: c.Upstreams, Own: s.own, Mesh: c.Reverse, Log: s.log})
 	for _, addr := range c.Listen {
 		if err := s.listen(addr); err != nil {
 			s.Close()
@@ -116,7 +119,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 	if ip.Is6() {
 		family = "6"
 	}
-	lc := net.ListenConfig{Control: wantArrival}
+	lc := net.ListenConfig{Control: arrival.Want}
 	for tries := 10; ; tries-- {
 		pc, err := lc.ListenPacket(context.Background(), "udp"+family, netip.AddrPortFrom(ip, addr.Port()).String())
 		if err != nil {
@@ -124,6 +127,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 		}
 		udp := pc.(*net.UDPConn)
 		udp.SetReadBuffer(readBuffer) // as much of it as the kernel allows
+		widen(udp)
 		bound := netip.AddrPortFrom(ip, udp.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 		l, err := lc.Listen(context.Background(), "tcp"+family, bound.String())
 		if err != nil {
@@ -136,7 +140,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 		s.addrs = append(s.addrs, bound)
 		s.packets = append(s.packets, &packetConn{UDPConn: udp})
 		s.streams = append(s.streams, &listener{
-			TCPListener: l.(*net.TCPListener), answered: s.answered, rejected: &s.stats.rejected,
+			TCPListener: l.(*net.TCPListener), answered: s.answered, rejected: &s.rejected,
 			clients: make(map[netip.Addr]int),
 		})
 		return nil
@@ -145,6 +149,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 
 // Close closes the sockets of a server that does not Run. After Run it does nothing.
 func (s *Server) Close() error {
+	s.forward.Close()
 	var err error
 	for i := range s.packets {
 		for _, c := range []io.Closer{s.packets[i], s.streams[i]} {
@@ -165,24 +170,25 @@ func (s *Server) SetZone(z *Zone) { s.zone.Store(z) }
 
 // Stats returns the counts so far.
 func (s *Server) Stats() Stats {
-	return Stats{
-		Queries:   s.stats.queries.Load(),
-		Malformed: s.stats.malformed.Load(),
-		Zone:      s.stats.zone.Load(),
-		Refused:   s.stats.refused.Load(),
-		Forwarded: s.stats.forwarded.Load(),
-		Failed:    s.stats.failed.Load(),
-		Busy:      s.stats.busy.Load(),
-		Rejected:  s.stats.rejected.Load(),
+	st := Stats{
+		Zone:      s.tally.counted(Mesh),
+		Refused:   s.tally.counted(Refused),
+		Malformed: s.malformed.Load(),
+		Rejected:  s.rejected.Load(),
+		Unsent:    s.unsent.Load(),
+		Forward:   s.forward.Stats(),
 	}
+	st.Queries = st.Zone + st.Refused + s.tally.counted(Forwarded)
+	return st
 }
 
 // Run serves until ctx is done, then closes the sockets and returns nil. It
 // may be called once.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.forward.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range s.packets {
-		s.serve(ctx, g, &dns.Server{PacketConn: s.packets[i], UDPSize: ednsSize})
+		s.servePackets(ctx, g, s.packets[i])
 		s.serve(ctx, g, &dns.Server{
 			Listener: s.streams[i], ReadTimeout: readTimeout, IdleTimeout: func() time.Duration { return idleTimeout },
 			MaxTCPQueries: -1, // connections are limited instead: one closed on pipelined queries loses answers
@@ -195,8 +201,8 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) serve(ctx context.Context, g *errgroup.Group, srv *dns.Server) {
 	started := make(chan struct{}) // Shutdown does nothing before
 	srv.NotifyStartedFunc = func() { close(started) }
-	srv.MsgInvalidFunc = func([]byte, error) { s.stats.malformed.Add(1) }
-	srv.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { s.handle(ctx, w, r) })
+	srv.MsgInvalidFunc = func([]byte, error) { s.malformed.Add(1) }
+	srv.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { s.handle(ctx, w.RemoteAddr().(*origin), r) })
 	g.Go(func() error {
 		if err := srv.ActivateAndServe(); err != nil {
 			return fmt.Errorf("serve dns: %w", err)
@@ -211,62 +217,56 @@ func (s *Server) serve(ctx context.Context, g *errgroup.Group, srv *dns.Server) 
 	})
 }
 
-// handle answers r. What has to be forwarded keeps nothing else waiting: the
-// library gives each datagram a goroutine, and a connection's get one here.
-func (s *Server) handle(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) {
-	o := w.RemoteAddr().(*origin)
-	s.stats.queries.Add(1)
+// handle answers r. What has to be forwarded keeps nothing else waiting.
+func (s *Server) handle(ctx context.Context, o *origin, r *dns.Msg) {
+	if o.tcp != nil { // a connection's origin is that of all its queries
+		o = &origin{client: o.client, ifindex: o.ifindex, known: o.known, tcp: o.tcp, pending: o.pending, at: time.Now()}
+	}
 	if !s.answered(o) {
-		s.stats.refused.Add(1)
-		s.send(w, o, r, failure(r, dns.RcodeRefused))
+		s.send(o, Refused, r, pack(forward.Failure(r, dns.RcodeRefused), r, o.tcp != nil), nil)
 		return
 	}
-	if m := respond(s.zone.Load(), r, rand.Uint32()); m != nil {
-		s.stats.zone.Add(1)
-		s.send(w, o, r, m)
+	if b := respond(s.zone.Load(), r, o.client.Addr().Unmap(), o.tcp != nil, rand.Uint32()); b != nil {
+		s.send(o, Mesh, r, b, nil)
 		return
 	}
-	if !s.forward.enter() {
-		s.stats.busy.Add(1)
-		s.send(w, o, r, failure(r, dns.RcodeServerFailure))
+	reply, wait := s.forward.Begin(r, o.client.Addr())
+	if wait == nil {
+		s.relay(ctx, o, r, reply)
 		return
 	}
-	if o.tcp == nil {
-		s.relay(ctx, w, o, r)
-		return
-	}
-	o.tcp.pending.Go(func() { s.relay(ctx, w, o, r) })
+	o.pending.Go(func() { s.relay(ctx, o, r, wait(ctx)) })
 }
 
-// relay answers r from upstream and leaves the forwarder.
-func (s *Server) relay(ctx context.Context, w dns.ResponseWriter, o *origin, r *dns.Msg) {
-	defer s.forward.leave()
-	s.stats.forwarded.Add(1)
-	m, up, err := s.forward.forward(ctx, r)
-	if err != nil {
-		s.stats.failed.Add(1)
-		m = failure(r, dns.RcodeServerFailure)
-	}
+// codeOf returns the code in the header of a reply.
+func codeOf(b []byte) int { return int(b[3] & 15) }
+
+// relay answers r with what the forwarder said.
+func (s *Server) relay(ctx context.Context, o *origin, r *dns.Msg, reply forward.Reply) {
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		s.log.Debug("forwarded a query", "name", r.Question[0].Name, "type", dns.TypeToString[r.Question[0].Qtype],
-			"client", o.client, "upstream", up, "rcode", dns.RcodeToString[m.Rcode], "err", err)
+			"client", o.client, "upstream", reply.Upstream, "cached", reply.Cached, "stale", reply.Stale,
+			"rcode", dns.RcodeToString[reply.Msg.Rcode], "err", reply.Err)
 	}
-	s.send(w, o, r, m)
+	s.send(o, Forwarded, r, pack(reply.Msg, r, o.tcp != nil), &reply)
 }
 
-// send answers r with m, made to fit. That the client is gone is no error of ours.
-func (s *Server) send(w dns.ResponseWriter, o *origin, r, m *dns.Msg) {
-	b, err := pack(m, limit(r, o.tcp != nil))
-	if err != nil { // a name or record of an upstream that cannot be written
-		if b, err = failure(r, dns.RcodeServerFailure).Pack(); err != nil {
-			return
-		}
-	}
-	if o.tcp != nil {
-		o.tcp.send(b)
+// send sends the reply to r, counts it, and tells who watches.
+func (s *Server) send(o *origin, from Source, r *dns.Msg, b []byte, reply *forward.Reply) {
+	if b == nil {
 		return
 	}
-	w.Write(b)
+	o.send(b)
+	took := time.Since(o.at)
+	qtype, code := dns.TypeNone, codeOf(b)
+	if len(r.Question) > 0 {
+		qtype = r.Question[0].Qtype
+	}
+	if opt := r.IsEdns0(); code == 0 && opt != nil && opt.Version() != 0 {
+		code = dns.RcodeBadVers // whose low bits are 0
+	}
+	s.tally.at(from, qtype, code).add(took)
+	s.tell(o, from, b, code, took, reply)
 }
 
 func (s *Server) answered(o *origin) bool { return o.known && s.answer(o.ifindex) }
@@ -309,21 +309,16 @@ func (s *Server) Resolve(ctx context.Context, name, qtype string) (Result, error
 		return Result{}, err
 	}
 	r := new(dns.Msg).SetQuestion(dns.Fqdn(name), t)
-	if m := respond(s.zone.Load(), r, rand.Uint32()); m != nil {
-		res := result(m)
-		res.Ours = true
+	if res := s.zone.Load().Lookup(name, t); res.Ours {
 		return res, nil
 	}
-	if !s.forward.enter() {
-		return Result{}, errors.New("too many queries are being forwarded")
+	reply := s.forward.Forward(ctx, r, netip.Addr{})
+	if reply.Err != nil && !reply.Stale {
+		return Result{}, fmt.Errorf("forward %s: %w", name, reply.Err)
 	}
-	defer s.forward.leave()
-	m, up, err := s.forward.forward(ctx, r)
-	if err != nil {
-		return Result{}, fmt.Errorf("forward %s: %w", name, err)
-	}
-	res := result(m)
-	res.Upstream = up
+	res := result(reply.Msg)
+	res.Upstream, res.Cached, res.Stale = reply.Upstream, reply.Cached, reply.Stale
+	res.Ours = reply.Err == nil && !reply.Upstream.IsValid() // a private reverse zone
 	return res, nil
 }
 

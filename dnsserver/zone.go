@@ -1,354 +1,197 @@
 package dnsserver
 
 import (
-	"cmp"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/miekg/dns"
-)
-
-const (
-	ttl = 5 // seconds: of every record, and how long a negative answer may be kept (RFC 2308, section 5)
-
-	// An RRset has to fit into 64 KiB, the most that TCP carries. 1024 AAAA
-	// records take 28 KiB, 64 names at their longest 16 KiB.
-	maxAddrs   = 1024 // the nearest; equals take turns, so that none is left out for ever
-	maxTargets = 64
 )
 
 // A ZoneConfig is all that a Zone is made of.
 type ZoneConfig struct {
-	Apex    string // required: "jiji", in any case, with or without the final dot; one or more labels
-	Server  string // required: this server's own name, relative to the apex ("web1.node"): MNAME and NS target
-	Serial  uint32
-	Names   []Name
-	Reverse []netip.Prefix // the mesh: the reverse trees of these are ours as well
-	Partial bool           // there may be more names: SERVFAIL for those that are not here, never NXDOMAIN
+	Apex     string // required: "jiji", in any case, with or without the final dot; one or more labels
+	Server   string // required: this server's id; "<id>.node" is MNAME and NS target
+	Serial   uint32
+	Nodes    []Node
+	Services []Service
+	Reverse  []netip.Prefix // the mesh: the reverse trees of these are ours as well
+	Partial  bool           // there may be more names: SERVFAIL for those that are not here, never NXDOMAIN
 }
 
-// A Name is an owner name and its addresses. A name that is given twice has
-// the addresses of both.
-type Name struct {
-	Owner string // relative to the apex: "api", "web1.node"; letters, digits, "-" and "_"
-	Addrs []Addr // may be empty: the name exists and has no records (NODATA)
-	PTR   bool   // those of its addresses that lie in ZoneConfig.Reverse point back to it
+// A Node is a server of the mesh: its names, and the order of its containers.
+type Node struct {
+	ID    string       // letters, digits, "-", "_" and "."; compared without case
+	Addrs []netip.Addr // of <ID>.node
+	Rank  int          // lower ones are answered first, equals rotate
+	Down  bool         // it cannot be reached: its containers are answered only if all owners of a name are down
 }
 
-// An Addr is an address of a name.
-type Addr struct {
-	IP   netip.Addr
-	Rank int // lower ones are answered first, equals rotate
+// A Service is the containers that share a name. One whose name, or whose
+// container's name, is no label of DNS is never asked for.
+type Service struct {
+	Name       string
+	Containers []Container // none: there is no such service
+}
+
+// A Container is one address of a service.
+type Container struct {
+	ID       string // its first 12 characters make its own name
+	Server   string // id
+	Project  string // may be empty, like Instance
+	Instance string
+	IP       netip.Addr // IPv4
+	Unfit    string     // why it is not answered, in a word: "unhealthy"; it keeps its names
+	Ports    []Port     // that SRV records tell of
+}
+
+// A Port is one that a container listens on.
+type Port struct {
+	Number uint16
+	Proto  string // "tcp", "udp" or "sctp"
 }
 
 // A Zone is what the server is authoritative for: the names below one apex
-// and the reverse trees of the mesh. It is immutable.
+// and the reverse trees of the mesh. It is immutable, and shares with those that
+// were made of it what is the same in both.
 type Zone struct {
-	server  string // canonical
-	mailbox string
+	apex    string // canonical, see parseName
+	wire    []byte // apex as a message has it
+	soa     []byte // MNAME and RNAME relative to the apex, without the final root
 	serial  uint32
 	apexes  map[string]struct{} // canonical: the zone's own and those of the reverse trees
-	names   map[string]*node    // by canonical name, with the empty non-terminals (RFC 8020)
-	partial bool                // names that are not here may exist: SERVFAIL for them
-	unknown bool                // no names have been learned yet: SERVFAIL, for they may exist
-}
-
-// A node is what there is at one name. The zero value is an empty non-terminal.
-type node struct {
-	v4, v6  []Addr   // sorted by rank, then address
-	targets []string // of PTR records, sorted
+	within  []netip.Prefix      // the mesh
+	nodes   *nodes
+	parts   names
+	reverse reverse
+	count   int  // owner names of parts
+	partial bool // names that are not here may exist: SERVFAIL for them
+	unknown bool // no names have been learned yet: SERVFAIL, for they may exist
 }
 
 // NewZone checks c and builds its zone.
 func NewZone(c ZoneConfig) (*Zone, error) {
-	z, apex, err := newZone(c.Apex, c.Reverse)
+	z, err := emptyZone(c.Apex, c.Reverse)
 	if err != nil {
 		return nil, err
 	}
-	z.serial, z.partial = c.Serial, c.Partial
-	z.mailbox = "hostmaster." + apex
-	if z.server, err = join(c.Server, apex); err != nil {
+	if z.soa, err = appendLabels(nil, c.Server+".node"); err != nil {
 		return nil, fmt.Errorf("name of this server: %w", err)
 	}
-	for _, n := range c.Names {
-		if err := z.add(n, apex); err != nil {
-			return nil, err
-		}
+	if len(z.soa)+len(z.wire) > maxName {
+		return nil, fmt.Errorf("name of this server: %q and the apex are longer than a name can be", c.Server)
 	}
-	for _, n := range z.names {
-		n.v4, n.v6 = sorted(n.v4), sorted(n.v6)
-		slices.Sort(n.targets)
-		n.targets = slices.Compact(n.targets)
+	z.nodes = newNodes(c.Nodes)
+	return z.With(c.Serial, c.Partial, c.Services...), nil
+}
+
+// emptyZone returns a zone without names.
+func emptyZone(apex string, mesh []netip.Prefix) (*Zone, error) {
+	z := &Zone{apex: strings.ToLower(strings.TrimSuffix(apex, ".")), within: mesh, apexes: map[string]struct{}{}, nodes: newNodes(nil)}
+	wire, err := appendLabels(nil, z.apex)
+	if err != nil {
+		return nil, fmt.Errorf("apex: %w", err)
+	}
+	z.wire = append(wire, 0)
+	if len(z.wire)+len("\x0ahostmaster") > maxName {
+		return nil, fmt.Errorf("apex: %q has %d characters, want room for names below it", z.apex, len(z.apex))
+	}
+	z.apexes[z.apex] = struct{}{}
+	for _, p := range mesh {
+		if !p.IsValid() || p.Bits() == 0 || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("reverse tree of %v: want an IPv4 or IPv6 prefix of 1 bit or more", p)
+		}
+		for _, apex := range reverseApexes(p) {
+			z.apexes[apex] = struct{}{}
+		}
 	}
 	return z, nil
 }
 
-// newZone returns a zone without names, and its apex in canonical form.
-func newZone(apexText string, reverse []netip.Prefix) (*Zone, string, error) {
-	apex, err := join(strings.TrimSuffix(apexText, "."), "")
-	if err != nil {
-		return nil, "", fmt.Errorf("apex: %w", err)
-	}
-	z := &Zone{apexes: map[string]struct{}{apex: {}}, names: map[string]*node{apex: {}}}
-	for _, p := range reverse {
-		if !p.IsValid() || p.Bits() == 0 || p.Addr().Is4In6() {
-			return nil, "", fmt.Errorf("reverse tree of %v: want an IPv4 or IPv6 prefix of 1 bit or more", p)
+// With returns a zone in which each of services takes the place of the one of
+// its name. It costs what these and their predecessors have, whatever else is in z.
+func (z *Zone) With(serial uint32, partial bool, services ...Service) *Zone {
+	next := *z
+	next.serial, next.partial = serial, partial
+	e := &edit{}
+	for _, s := range services {
+		name := strings.ToLower(s.Name)
+		was, now := next.parts.get([]byte(name)), newPart(name, s.Containers)
+		if was != nil {
+			next.count -= was.count
 		}
-		for _, apex := range reverseApexes(p) {
-			z.apexes[apex] = struct{}{}
-			z.names[apex] = &node{}
+		if now != nil {
+			next.count += now.count
 		}
+		next.parts.set(e, name, now)
+		next.reverse.replace(e, name, was.addresses(z.within), now.addresses(z.within))
 	}
-	return z, apex, nil
+	return &next
 }
 
-func (z *Zone) add(n Name, apex string) error {
-	owner, err := join(n.Owner, apex)
-	if err != nil {
-		return fmt.Errorf("owner name: %w", err)
-	}
-	at := z.node(owner)
-	for _, a := range n.Addrs {
-		a.IP = a.IP.Unmap()
-		switch {
-		case !a.IP.IsValid() || a.IP.Zone() != "":
-			return fmt.Errorf("address %v of %s: want an IPv4 or IPv6 address without a zone", a.IP, owner)
-		case a.IP.Is4():
-			at.v4 = append(at.v4, a)
-		default:
-			at.v6 = append(at.v6, a)
-		}
-		if !n.PTR {
-			continue
-		}
-		if r := reverseName(a.IP, a.IP.BitLen()); z.apexOf(r) >= 0 {
-			ptr := z.node(r)
-			ptr.targets = append(ptr.targets, owner)
-		}
-	}
-	return nil
+// WithNodes returns a zone with other nodes, which costs what they have.
+func (z *Zone) WithNodes(serial uint32, list []Node) *Zone {
+	next := *z
+	next.serial = serial
+	next.nodes = newNodes(list)
+	return &next
 }
 
-// node returns the node at name, which lies in the zone. It makes those that
-// are missing between it and its apex.
-func (z *Zone) node(name string) *node {
-	n := z.names[name]
-	if n == nil {
-		n = &node{}
-		z.names[name] = n
-		i, _ := dns.NextLabel(name, 0)
-		z.node(name[i:])
-	}
-	return n
+// Len returns how many owner names the zone has, without its reverse trees.
+func (z *Zone) Len() int { return z.count + len(z.nodes.byID) }
+
+// nodes are those of a zone.
+type nodes struct {
+	made   *edit            // tells them from others
+	byID   map[string]*Node // in lower case
+	byAddr map[netip.Addr][]string
+	addrs  []netip.Addr        // sorted
+	above  map[string]struct{} // ids, and what follows the dots in them: names above others
 }
 
-// apexOf returns where in name, which is canonical, the nearest apex above it
-// begins; -1 if it lies outside the zone.
-func (z *Zone) apexOf(name string) int {
-	for i, end := 0, false; !end; i, end = dns.NextLabel(name, i) {
-		if _, ok := z.apexes[name[i:]]; ok {
-			return i
+func newNodes(list []Node) *nodes {
+	s := &nodes{made: &edit{}, byID: make(map[string]*Node, len(list)), byAddr: make(map[netip.Addr][]string, 2*len(list)), above: make(map[string]struct{}, len(list))}
+	for _, v := range list {
+		v.ID = strings.ToLower(v.ID)
+		s.byID[v.ID] = &v
+		for _, a := range v.Addrs {
+			s.byAddr[a] = append(s.byAddr[a], v.ID)
+			s.addrs = append(s.addrs, a)
+		}
+		for rest, more := v.ID, true; more; _, rest, more = strings.Cut(rest, ".") {
+			s.above[rest] = struct{}{}
 		}
 	}
-	return -1
+	slices.SortFunc(s.addrs, netip.Addr.Compare)
+	return s
 }
 
-// An answer is what the zone says to one question.
-type answer struct {
-	ours          bool // the zone answers; otherwise the question is to be forwarded
-	authoritative bool
-	rcode         int
-	records       []dns.RR
-	soa           *dns.SOA // with negative answers
+// within reports whether a node has an address in p.
+func (s *nodes) within(p netip.Prefix) bool {
+	i, _ := slices.BinarySearchFunc(s.addrs, p.Masked().Addr(), netip.Addr.Compare)
+	return i < len(s.addrs) && p.Contains(s.addrs[i])
 }
 
-// answer answers a question of class IN for name, which is fully qualified;
-// spin decides which of equal addresses comes first.
-func (z *Zone) answer(name string, qtype uint16, spin uint32) answer {
-	key := dns.CanonicalName(name)
-	at := z.apexOf(key)
-	switch {
-	case at < 0 && dns.CountLabel(key) == 1:
-		// Names of one label never leave the mesh. We are not authoritative for
-		// the root, and NXDOMAIN with a SOA would deny all that is below the name
-		// too (RFC 8020): without one nobody keeps the answer (RFC 2308, section 5).
-		if z.unknown || z.partial {
-			return answer{ours: true, rcode: dns.RcodeServerFailure}
+// appendLabels appends the labels of name to b as a message has them.
+func appendLabels(b []byte, name string) ([]byte, error) {
+	for label := range strings.SplitSeq(name, ".") {
+		if len(label) == 0 || len(label) > maxLabel {
+			return nil, fmt.Errorf("%q has a label of %d characters, want 1 to %d", name, len(label), maxLabel)
 		}
-		return answer{ours: true, rcode: dns.RcodeNameError}
-	case at < 0:
-		return answer{}
-	case z.unknown:
-		return answer{ours: true, rcode: dns.RcodeServerFailure}
-	}
-	a := answer{ours: true, authoritative: true}
-	n := z.names[key]
-	if n == nil && z.partial {
-		return answer{ours: true, rcode: dns.RcodeServerFailure}
-	}
-	if n == nil {
-		a.rcode = dns.RcodeNameError
-		a.soa = z.soa(name[at:])
-		return a
-	}
-	header := dns.RR_Header{Name: name, Rrtype: qtype, Class: dns.ClassINET, Ttl: ttl}
-	switch {
-	case qtype == dns.TypeSOA && at == 0:
-		a.records = []dns.RR{z.soa(name)}
-	case qtype == dns.TypeNS && at == 0:
-		a.records = []dns.RR{&dns.NS{Hdr: header, Ns: z.server}}
-	case qtype == dns.TypeA:
-		a.records = addressRecords(header, n.v4, spin)
-	case qtype == dns.TypeAAAA:
-		a.records = addressRecords(header, n.v6, spin)
-	case qtype == dns.TypePTR:
-		for _, t := range n.targets[:min(len(n.targets), maxTargets)] {
-			a.records = append(a.records, &dns.PTR{Hdr: header, Ptr: t})
+		if i := strings.IndexFunc(label, func(c rune) bool { return !isWord(c) }); i >= 0 {
+			return nil, fmt.Errorf("%q contains %q, want letters, digits, \"-\" and \"_\"", name, []rune(label[i:])[0])
 		}
+		b = append(append(b, byte(len(label))), strings.ToLower(label)...)
 	}
-	if len(a.records) == 0 {
-		a.soa = z.soa(name[at:])
+	if len(b)+1 > maxName {
+		return nil, fmt.Errorf("%q has %d characters, want at most %d", name, len(name), maxName-2)
 	}
-	return a
+	return b, nil
 }
 
-// soa returns the SOA record of an apex, which is spelled as in the question.
-func (z *Zone) soa(apex string) *dns.SOA {
-	return &dns.SOA{
-		Hdr:     dns.RR_Header{Name: apex, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
-		Ns:      z.server,
-		Mbox:    z.mailbox,
-		Serial:  z.serial,
-		Refresh: 3600, Retry: 600, Expire: 86400, // nobody transfers this zone
-		Minttl: ttl,
-	}
-}
-
-// addressRecords returns the A or AAAA records of addrs, which are sorted by
-// rank: each run of equals is rotated by spin.
-func addressRecords(header dns.RR_Header, addrs []Addr, spin uint32) []dns.RR {
-	if len(addrs) == 0 {
-		return nil
-	}
-	n := min(len(addrs), maxAddrs)
-	rrs := make([]dns.RR, 0, n)
-	raw := make([]byte, 0, n*addrs[0].IP.BitLen()/8)
-	var v4 []dns.A
-	var v6 []dns.AAAA
-	if header.Rrtype == dns.TypeA {
-		v4 = make([]dns.A, n)
-	} else {
-		v6 = make([]dns.AAAA, n)
-	}
-	for len(rrs) < n {
-		equals := 1
-		for equals < len(addrs) && addrs[equals].Rank == addrs[0].Rank {
-			equals++
-		}
-		first := int(spin % uint32(equals))
-		for i := 0; i < equals && len(rrs) < n; i++ {
-			from := len(raw)
-			raw, _ = addrs[(first+i)%equals].IP.AppendBinary(raw)
-			if v4 != nil {
-				rr := &v4[len(rrs)]
-				rr.Hdr, rr.A = header, raw[from:]
-				rrs = append(rrs, rr)
-			} else {
-				rr := &v6[len(rrs)]
-				rr.Hdr, rr.AAAA = header, raw[from:]
-				rrs = append(rrs, rr)
-			}
-		}
-		addrs = addrs[equals:]
-	}
-	return rrs
-}
-
-// A Result is what a question is answered with, for people to read.
-type Result struct {
-	Ours          bool           // the zone answered, or refused to have it forwarded; else it goes to an upstream
-	Authoritative bool           // AA
-	Rcode         string         // "NOERROR", "NXDOMAIN", "SERVFAIL"; empty if there is no answer
-	Records       []string       // zone-file text, in the order of the answer
-	TTL           time.Duration  // of the records, the least; without records how long that may be believed, 0: not at all
-	Upstream      netip.AddrPort // that answered; zero if none did
-}
-
-// Lookup returns what the zone answers to a question for name, which need not
-// end in a dot. A Result that is not Ours is to be asked of an upstream.
-func (z *Zone) Lookup(name string, qtype uint16) Result {
-	a := z.answer(dns.Fqdn(name), qtype, 0)
-	if !a.ours {
-		return Result{}
-	}
-	m := &dns.Msg{Answer: a.records}
-	m.Authoritative, m.Rcode = a.authoritative, a.rcode
-	if a.soa != nil {
-		m.Ns = []dns.RR{a.soa}
-	}
-	r := result(m)
-	r.Ours = true
-	return r
-}
-
-// result returns what is of interest in m.
-func result(m *dns.Msg) Result {
-	r := Result{Authoritative: m.Authoritative, Rcode: dns.RcodeToString[m.Rcode]}
-	least := uint32(0)
-	for i, rr := range m.Answer {
-		r.Records = append(r.Records, rr.String())
-		if t := rr.Header().Ttl; i == 0 || t < least {
-			least = t
-		}
-	}
-	if len(m.Answer) == 0 {
-		for _, rr := range m.Ns {
-			if soa, ok := rr.(*dns.SOA); ok {
-				least = min(soa.Hdr.Ttl, soa.Minttl)
-			}
-		}
-	}
-	r.TTL = time.Duration(least) * time.Second
-	return r
-}
-
-// sorted returns addrs by rank and address; of those that are there twice it
-// keeps the one with the lower rank.
-func sorted(addrs []Addr) []Addr {
-	if len(addrs) < 2 {
-		return addrs
-	}
-	slices.SortFunc(addrs, func(a, b Addr) int {
-		return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.Rank, b.Rank))
-	})
-	addrs = slices.CompactFunc(addrs, func(a, b Addr) bool { return a.IP == b.IP })
-	slices.SortStableFunc(addrs, func(a, b Addr) int { return cmp.Compare(a.Rank, b.Rank) })
-	return addrs
-}
-
-// join returns the canonical name of owner, which is relative to apex; an
-// empty apex is the root.
-func join(owner, apex string) (string, error) {
-	name := strings.ToLower(owner) + "." + apex
-	if len(name) > 254 { // 255 on the wire
-		return "", fmt.Errorf("%q has %d characters, want at most 253", name, len(name)-1)
-	}
-	for label := range strings.SplitSeq(strings.ToLower(owner), ".") {
-		if len(label) == 0 || len(label) > 63 {
-			return "", fmt.Errorf("%q has a label of %d characters, want 1 to 63", owner, len(label))
-		}
-		for _, c := range label {
-			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return "", fmt.Errorf("%q contains %q, want letters, digits, \"-\" and \"_\"", owner, c)
-			}
-		}
-	}
-	return name, nil
+func isWord(c rune) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
 // reverseApexes returns the reverse names that cover p and nothing else: those
@@ -371,7 +214,7 @@ func reverseApexes(p netip.Prefix) []string {
 }
 
 // reverseName returns the reverse name of the first bits of ip, which are
-// whole octets (IPv4) or nibbles (IPv6).
+// whole octets (IPv4) or nibbles (IPv6), in canonical form.
 func reverseName(ip netip.Addr, bits int) string {
 	var b strings.Builder
 	if ip.Is4() {
@@ -380,7 +223,7 @@ func reverseName(ip netip.Addr, bits int) string {
 			b.WriteString(strconv.Itoa(int(a[i])))
 			b.WriteByte('.')
 		}
-		b.WriteString("in-addr.arpa.")
+		b.WriteString(inAddr)
 		return b.String()
 	}
 	a := ip.As16()
@@ -389,6 +232,50 @@ func reverseName(ip netip.Addr, bits int) string {
 		b.WriteByte(digits[i])
 		b.WriteByte('.')
 	}
-	b.WriteString("ip6.arpa.")
+	b.WriteString(ip6)
 	return b.String()
+}
+
+const (
+	inAddr = "in-addr.arpa"
+	ip6    = "ip6.arpa"
+)
+
+// parseReverse returns the prefix that a canonical name below in-addr.arpa or
+// ip6.arpa stands for.
+func parseReverse(name []byte) (netip.Prefix, bool) {
+	text := string(name)
+	if digits, ok := strings.CutSuffix(text, "."+ip6); ok {
+		var a [16]byte
+		n := (len(digits) + 1) / 2
+		if n > 32 || len(digits)%2 == 0 {
+			return netip.Prefix{}, false
+		}
+		for i := range n {
+			c := digits[2*i]
+			d := strings.IndexByte("0123456789abcdef", c)
+			if d < 0 || 2*i+1 < len(digits) && digits[2*i+1] != '.' {
+				return netip.Prefix{}, false
+			}
+			at := n - 1 - i
+			a[at/2] |= byte(d) << (4 * (1 - at%2))
+		}
+		return netip.PrefixFrom(netip.AddrFrom16(a), 4*n), true
+	}
+	octets, ok := strings.CutSuffix(text, "."+inAddr)
+	if !ok || strings.Count(octets, ".") > 3 {
+		return netip.Prefix{}, false
+	}
+	var a [4]byte
+	n := strings.Count(octets, ".") + 1
+	i := n
+	for label := range strings.SplitSeq(octets, ".") {
+		v, err := strconv.ParseUint(label, 10, 8)
+		if err != nil || len(label) > 1 && label[0] == '0' || label[0] == '+' {
+			return netip.Prefix{}, false
+		}
+		i--
+		a[i] = byte(v)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4(a), 8*n), true
 }

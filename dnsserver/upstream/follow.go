@@ -47,7 +47,8 @@ type Follower struct {
 }
 
 // New reads the servers for the first time. A file that cannot be read is
-// logged and means none: it may appear while Run follows it.
+// logged and means none: it may appear while Run follows it. Later it means
+// those of before: files go away for a moment, and with them the link's target.
 func New(c Config) *Follower {
 	if c.Path == "" {
 		c.Path = "/etc/resolv.conf"
@@ -134,8 +135,8 @@ func (f *Follower) watch(w *fsnotify.Watcher) {
 func linkDirs(path string) []string {
 	var dirs []string
 	for range 8 { // links of links
-		dirs = append(dirs, filepath.Dir(path))
-		target, err := os.Readlink(path)
+		dirs = append(dirs, nearest(filepath.Dir(path)))
+		target, err := os.Readlink(path) // which need not exist
 		if err != nil {
 			break
 		}
@@ -147,13 +148,30 @@ func linkDirs(path string) []string {
 	return dirs
 }
 
+// nearest returns dir, or of the directories above it the first that exists: it
+// is where dir will appear.
+func nearest(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
 // read reads the files and replaces the current servers.
 func (f *Follower) read() {
-	servers, problems := f.servers()
+	servers, problems, err := f.servers()
 	var ups []netip.AddrPort
 	for _, ip := range servers {
 		if !f.cfg.Self(ip) {
 			ups = append(ups, netip.AddrPortFrom(ip, 53))
+		}
+	}
+	if err != nil {
+		problems = append(problems, err)
+		if last := f.current.Load(); last != nil {
+			ups = *last
 		}
 	}
 	f.current.Store(&ups)
@@ -166,33 +184,41 @@ func (f *Follower) read() {
 	}
 }
 
-// servers returns the servers that the files name, ours among them.
-func (f *Follower) servers() ([]netip.Addr, []error) {
-	servers, problems := parseFile(f.cfg.Path)
-	if len(servers) == 0 || slices.ContainsFunc(servers, func(ip netip.Addr) bool { return !slices.Contains(stubs, ip) }) {
-		return servers, problems
-	}
-	behind, more := parseFile(f.cfg.Resolved)
-	if len(more) > 0 && len(behind) == 0 {
-		return servers, append(problems, more...) // the stub itself is better than nothing
-	}
-	return behind, append(problems, more...)
+// OfPrograms returns the servers that this host's programs ask by /etc/resolv.conf,
+// ours among them, and whether the first one is systemd-resolved.
+func OfPrograms() (servers []netip.Addr, resolved bool) {
+	servers, _, _ = parseFile("/etc/resolv.conf") // one that cannot be read leads nowhere
+	return servers, len(servers) > 0 && slices.Contains(stubs, servers[0])
 }
 
-// parseFile parses one file; its errors name it.
-func parseFile(path string) ([]netip.Addr, []error) {
+// servers returns the servers that the files name, ours among them. An error
+// is that the file could not be read.
+func (f *Follower) servers() (servers []netip.Addr, problems []error, err error) {
+	servers, problems, err = parseFile(f.cfg.Path)
+	if len(servers) == 0 || slices.ContainsFunc(servers, func(ip netip.Addr) bool { return !slices.Contains(stubs, ip) }) {
+		return servers, problems, err
+	}
+	behind, more, err := parseFile(f.cfg.Resolved)
+	if err != nil {
+		return servers, append(problems, err), nil // the stub itself is better than nothing
+	}
+	return behind, append(problems, more...), nil
+}
+
+// parseFile parses one file; its problems name it.
+func parseFile(path string) (servers []netip.Addr, problems []error, err error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, err
 	}
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, maxFileSize))
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, err
 	}
-	servers, problems := Parse(data)
+	servers, problems = Parse(data)
 	for i, err := range problems {
 		problems[i] = fmt.Errorf("%s: %w", path, err)
 	}
-	return servers, problems
+	return servers, problems, nil
 }

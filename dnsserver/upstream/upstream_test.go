@@ -170,6 +170,9 @@ func TestRun(t *testing.T) {
 	if err := os.Remove(h.conf); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(3 * settle)
+	expect("[192.0.2.3:53]") // those of before
+	replace(t, h.conf, "# none\n")
 	expect("[]")
 	managed := filepath.Join(h.dir, "run", "manager", "resolv.conf") // by a link to elsewhere
 	replace(t, managed, "nameserver 192.0.2.4\n")
@@ -177,6 +180,18 @@ func TestRun(t *testing.T) {
 	expect("[192.0.2.4:53]")
 	replace(t, managed, "nameserver 192.0.2.5\n") // behind the link
 	expect("[192.0.2.5:53]")
+	if err := os.RemoveAll(filepath.Join(h.dir, "run")); err != nil { // the manager ends, and the link dangles
+		t.Fatal(err)
+	}
+	time.Sleep(3 * settle)
+	expect("[192.0.2.5:53]")
+	replace(t, managed, "nameserver 192.0.2.8\n") // in a directory that is made again
+	expect("[192.0.2.8:53]")
+	link(t, filepath.Join(h.dir, "nowhere", "at", "all"), h.conf)
+	time.Sleep(3 * settle)
+	expect("[192.0.2.8:53]")
+	replace(t, filepath.Join(h.dir, "nowhere", "at", "all"), "nameserver 192.0.2.9\n")
+	expect("[192.0.2.9:53]")
 	stub := filepath.Join(h.dir, "run", "systemd", "resolve", "stub-resolv.conf") // systemd-resolved moves in
 	replace(t, h.resolved, "nameserver 192.0.2.6\n")
 	replace(t, stub, "nameserver 127.0.0.53\n")

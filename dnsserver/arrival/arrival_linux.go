@@ -1,4 +1,5 @@
-package dnsserver
+// Package arrival tells on which interface a datagram or a connection arrived.
+package arrival
 
 import (
 	"encoding/binary"
@@ -12,11 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const pktinfoSize = 64 // bytes; enough for either family's packet information
+// Size is for how many bytes of control messages a datagram needs room: enough for
+// either family's packet information.
+const Size = 64
 
-// wantArrival is for net.ListenConfig.Control: datagrams and connections that
+// Want is for net.ListenConfig.Control: datagrams and connections that
 // the socket takes tell on which interface they arrived.
-func wantArrival(network, _ string, c syscall.RawConn) error {
+func Want(network, _ string, c syscall.RawConn) error {
 	level, option := unix.IPPROTO_IP, unix.IP_PKTINFO
 	if strings.HasSuffix(network, "6") {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO
@@ -28,9 +31,9 @@ func wantArrival(network, _ string, c syscall.RawConn) error {
 	return os.NewSyscallError("setsockopt", err)
 }
 
-// parseArrival returns the interface and the address of ours that the control
+// Parse returns the interface and the address of ours that the control
 // messages of a datagram name. It reports whether they name an interface.
-func parseArrival(oob []byte) (ifindex int, local netip.Addr, ok bool) {
+func Parse(oob []byte) (ifindex int, local netip.Addr, ok bool) {
 	for len(oob) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
@@ -50,9 +53,9 @@ func parseArrival(oob []byte) (ifindex int, local netip.Addr, ok bool) {
 	return 0, netip.Addr{}, false
 }
 
-// fromSource returns the control message that sends a datagram from local,
+// From returns the control message that sends a datagram from local,
 // over whichever interface routing picks. Link-local ones know only ifindex.
-func fromSource(local netip.Addr, ifindex int) []byte {
+func From(local netip.Addr, ifindex int) []byte {
 	switch {
 	case local.Is4():
 		return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: local.As4()})
@@ -64,10 +67,10 @@ func fromSource(local netip.Addr, ifindex int) []byte {
 	return nil
 }
 
-// arrivalOf returns the interface on which the peer's handshake arrived. The
+// Of returns the interface on which the peer's handshake arrived. The
 // kernel keeps it with the connection, for IP_PKTOPTIONS to read (ip(7) does
 // not tell; net/ipv4/ip_sockglue.c and net/ipv6/ipv6_sockglue.c do).
-func arrivalOf(c *net.TCPConn, v6 bool) (ifindex int, ok bool) {
+func Of(c *net.TCPConn, v6 bool) (ifindex int, ok bool) {
 	level, option := unix.IPPROTO_IP, unix.IP_PKTOPTIONS
 	if v6 {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_2292PKTOPTIONS
@@ -76,7 +79,7 @@ func arrivalOf(c *net.TCPConn, v6 bool) (ifindex int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	var oob [pktinfoSize]byte
+	var oob [Size]byte
 	size := uint32(len(oob))
 	var errno unix.Errno
 	err = raw.Control(func(fd uintptr) {
@@ -86,6 +89,6 @@ func arrivalOf(c *net.TCPConn, v6 bool) (ifindex int, ok bool) {
 	if err != nil || errno != 0 {
 		return 0, false
 	}
-	ifindex, _, ok = parseArrival(oob[:size])
+	ifindex, _, ok = Parse(oob[:size])
 	return ifindex, ok
 }
