@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -42,4 +43,38 @@ func (s step) do() error {
 		}
 		return err
 	}
+}
+
+// steered names the packets that rules of routing lead elsewhere than w's routes do,
+// nil if there are none.
+func (n Network) steered(w Wanted) error {
+	link, ok := n.link(w.Link)
+	if !n.Policy || !ok {
+		return nil
+	}
+	var (
+		first string
+		count int
+	)
+	for _, r := range w.Routes {
+		options := &netlink.RouteGetOptions{}
+		if r.Src.IsValid() {
+			options.SrcAddr = r.Src.AsSlice()
+		}
+		got, err := netlink.RouteGetWithOptions(r.Dst.Addr().AsSlice(), options)
+		if err != nil || len(got) == 0 || got[0].LinkIndex == link.Index {
+			continue // without any route it is not a rule's fault
+		}
+		if count++; count == 1 {
+			other, _ := n.byIndex(got[0].LinkIndex)
+			first = fmt.Sprintf("packets for %v leave by %s and not by %s, by table %d", r.Dst, other.Name, w.Link, got[0].Table)
+		}
+	}
+	if count == 0 {
+		return nil
+	}
+	if count > 1 {
+		first += fmt.Sprintf(", and so do those for %d other prefixes", count-1)
+	}
+	return errors.New(first + ": take away the rule that leads there, which `ip rule` shows")
 }

@@ -148,6 +148,11 @@ func TestApply(t *testing.T) {
 	)
 	mustApply(t, k, w)
 
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/jiji0/forwarding", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, k, w, "net.ipv4.conf.jiji0.forwarding set to 1, was 0")
+
 	// What others have on our link or elsewhere stays, with one of ours taken back.
 	ip(t, "route add 10.99.0.0/16 dev jiji0", "route add 10.98.0.0/16 dev eth1 proto 86")
 	w.Routes = w.Routes[:2]
@@ -159,6 +164,37 @@ func TestApply(t *testing.T) {
 		"route 10.210.2.0/24 dev jiji0 src 10.210.1.1 removed",
 		"route 10.210.3.0/24 dev jiji0 src 10.210.1.1 mtu 1300 removed",
 	)
+}
+
+// A rule of routing that leads packets for the mesh elsewhere is named; others are not.
+func TestSteeredPackets(t *testing.T) {
+	namespace(t)
+	k := newKeeper(t)
+	ip(t,
+		"link add jiji0 type veth peer name far0", "link set far0 up", "link set jiji0 up", "addr add 10.210.1.1/32 dev jiji0", "addr add fdcc:1::1/128 dev jiji0 nodad",
+		"link add eth1 type veth peer name far1", "link set far1 up", "link set eth1 up", "addr add 192.168.7.1/24 dev eth1", "addr add 2001:db8::1/64 dev eth1 nodad",
+		"route add default via 192.168.7.9 table 100", "-6 route add default dev eth1 table 100",
+		"rule add from 192.168.7.1 lookup 100", "rule add fwmark 7 lookup 100",
+	)
+	w := Wanted{Link: "jiji0", Routes: []Route{
+		{Dst: netip.MustParsePrefix("10.210.2.0/24"), Src: netip.MustParseAddr("10.210.1.1")},
+		{Dst: netip.MustParsePrefix("10.210.3.0/24"), Src: netip.MustParseAddr("10.210.1.1")},
+		{Dst: netip.MustParsePrefix("fdcc:2::2/128"), Src: netip.MustParseAddr("fdcc:1::1")},
+	}}
+	mustApply(t, k, w, "route 10.210.2.0/24 dev jiji0 src 10.210.1.1 added", "route 10.210.3.0/24 dev jiji0 src 10.210.1.1 added", "route fdcc:2::2/128 dev jiji0 src fdcc:1::1 added")
+	for rule, want := range map[string]string{
+		"rule add to 10.210.2.0/24 lookup 100":   "packets for 10.210.2.0/24 leave by eth1 and not by jiji0, by table 100: take away the rule that leads there, which `ip rule` shows",
+		"rule add to 10.210.0.0/16 lookup 100":   "packets for 10.210.2.0/24 leave by eth1 and not by jiji0, by table 100, and so do those for 1 other prefixes: ",
+		"rule add from 10.210.1.0/24 lookup 100": "packets for 10.210.2.0/24 leave by eth1",
+		"-6 rule add to fdcc::/16 lookup 100":    "packets for fdcc:2::2/128 leave by eth1",
+	} {
+		ip(t, rule)
+		if _, err := k.Apply(w, false); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: error %v, want %s", rule, err, want)
+		}
+		ip(t, strings.Replace(rule, " add ", " del ", 1))
+		mustApply(t, k, w)
+	}
 }
 
 func TestApplyKeepsForeignRoutes(t *testing.T) {
@@ -355,11 +391,46 @@ func TestWatch(t *testing.T) {
 		}
 		cancel()
 	}()
-	if err := Watch(ctx, func() { fired <- struct{}{} }); err != nil {
+	if err := Watch(ctx, nil, func() { fired <- struct{}{} }); err != nil {
 		t.Error(err)
 	}
 	script.Process.Kill()
 	script.Wait()
+}
+
+// Routes that others learn and forget are no news.
+func TestWatchOfRoutes(t *testing.T) {
+	namespace(t)
+	ip(t, "link add eth0 type veth peer name far0", "link set eth0 up", "link set far0 up", "addr add 192.0.2.1/24 dev eth0", "addr add 2001:db8::1/64 dev eth0 nodad")
+	mesh := []netip.Prefix{netip.MustParsePrefix("10.210.0.0/16"), netip.MustParsePrefix("fdcc::/16")}
+	for route, want := range map[string]bool{
+		"10.210.3.0/24 via 192.0.2.9": true, "10.0.0.0/8 via 192.0.2.9": true, "unreachable 10.210.0.0/16 metric 7": true, "default via 192.0.2.9": true,
+		"10.211.0.0/16 via 192.0.2.9": false, "198.51.100.0/24 via 192.0.2.9": false, "10.211.0.0/16 via 192.0.2.9 table 7": false,
+		"fdcc:1::/64 dev eth0": true, "default dev eth0": true, "2001:db8:7::/48 dev eth0": false, "fd00::/16 dev eth0": false,
+	} {
+		family := "-4"
+		if strings.Contains(route, "::") || route == "default dev eth0" {
+			family = "-6"
+		}
+		for _, verb := range []string{"add", "del"} {
+			s, err := subscribe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.SetReceiveTimeout(&unix.Timeval{Sec: 5}); err != nil {
+				t.Fatal(err)
+			}
+			ip(t, family+" route "+verb+" "+route)
+			messages, _, err := s.Receive()
+			s.Close()
+			if err != nil || len(messages) != 1 {
+				t.Fatalf("%s %s: %d messages, %v", verb, route, len(messages), err)
+			}
+			if got := matters(messages[0], mesh); got != want {
+				t.Errorf("%s %s matters is %v, want %v", verb, route, got, want)
+			}
+		}
+	}
 }
 
 func TestWatchSurvivesLostEvents(t *testing.T) {
@@ -379,7 +450,7 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 			ip(t, "link add d0 type bridge", "link del d0")
 		}
 		return s, nil // its first receive is ENOBUFS
-	}, cancel)
+	}, nil, cancel)
 	if err != nil || subscriptions != 2 || errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		t.Errorf("error %v, %d subscriptions, want 2; %v", err, subscriptions, ctx.Err())
 	}

@@ -51,6 +51,7 @@ func (k *Keeper) Apply(w Wanted, regular bool) ([]Change, error) {
 			return n.done(s, repair), nil
 		}))
 	}
+	a.fault(n.steered(w))
 	if w.Forwarding {
 		a.forward(w.Link)
 	}

@@ -27,6 +27,7 @@ const (
 type Network struct {
 	Links  []LinkInfo
 	Routes []RouteInfo // of the main table and of those that a rule names, not of the local table
+	Policy bool        // there are rules of routing (ip-rule(8)) besides the kernel's own
 }
 
 // A LinkInfo is one network interface.

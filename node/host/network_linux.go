@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,11 +23,11 @@ func ReadNetwork() (Network, error) {
 	}
 	var n Network
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := readRoutes(family)
+		routes, policy, err := readRoutes(family)
 		if err != nil {
 			return Network{}, err
 		}
-		n.Routes = append(n.Routes, routes...)
+		n.Routes, n.Policy = append(n.Routes, routes...), n.Policy || policy
 	}
 	for _, l := range links {
 		n.Links = append(n.Links, linkInfo(l, addrs, n.Routes))
@@ -62,18 +63,20 @@ func linkInfo(l netlink.Link, addrs []netlink.Addr, routes []RouteInfo) LinkInfo
 	return info
 }
 
-// readRoutes lists the routes of the main table and of those that a rule names.
-func readRoutes(family int) ([]RouteInfo, error) {
+// readRoutes lists the routes of the main table and of those that a rule names, and
+// says whether there are rules besides the kernel's own.
+func readRoutes(family int) (out []RouteInfo, policy bool, err error) {
 	rules, err := complete(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
 		rules, err = nil, nil // a kernel without policy routing or without this family
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list routing rules: %w", err)
+		return nil, false, fmt.Errorf("list routing rules: %w", err)
 	}
 	tables := map[int]bool{tableMain: true}
 	for _, r := range rules {
 		tables[r.Table] = true
+		policy = policy || !slices.Contains([]int{unix.RT_TABLE_LOCAL, tableMain, unix.RT_TABLE_DEFAULT}, r.Table)
 	}
 	delete(tables, unix.RT_TABLE_LOCAL)
 
@@ -81,12 +84,11 @@ func readRoutes(family int) ([]RouteInfo, error) {
 		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	})
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
+		return nil, false, fmt.Errorf("list routes: %w", err)
 	}
-	var out []RouteInfo
 	for _, r := range routes {
 		if !tables[r.Table] {
 			continue
@@ -116,7 +118,7 @@ func readRoutes(family int) ([]RouteInfo, error) {
 			out = append(out, info)
 		}
 	}
-	return out, nil
+	return out, policy, nil
 }
 
 // complete lists again while the kernel says that the list changed meanwhile.

@@ -44,6 +44,7 @@ type Want struct {
 	DNSPort     uint16       // UDP and TCP; 0: none
 	Cluster     netip.Prefix // zero: not known yet
 	Subnet      netip.Prefix // this server's /24; zero: none yet
+	Network     string       // that the containers' network is called in the engine; "": not known
 	Ports       []Port       // what else should be free; the node runs without, until it is
 	Socket      string       // path of the control socket; "": none
 	Own         int          // process of this very node, which runs already: what it and its children hold is no obstacle; 0: none
@@ -128,7 +129,7 @@ func (c *checker) checkPrivileges() {
 		c.refuse(KindPrivilege, "capability CAP_NET_ADMIN is missing, expected for setting up %s: run as root, or with --cap-add NET_ADMIN in a container", c.Want.Link)
 	}
 	if !c.can(capNetRaw) {
-		c.warn(KindPrivilege, "capability CAP_NET_RAW is missing, expected for `jiji-node ping`, which cannot send without it: run as root, or with --cap-add NET_RAW in a container")
+		c.warn(KindPrivilege, "capability CAP_NET_RAW is missing, expected for `jiji-node ping` and for the round-trip times that order names, neither of which works without it: run as root, or with --cap-add NET_RAW in a container")
 	}
 	switch {
 	case c.TUN == nil:

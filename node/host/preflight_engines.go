@@ -37,7 +37,7 @@ func (n EngineNetwork) remove() string { return n.Engine + " network rm " + n.Na
 // isOurs reports whether n is the network of our own containers: it has their
 // subnet, and its name is the node's or the predecessor's, or its bridge is here.
 func (c *checker) isOurs(n EngineNetwork) bool {
-	return n.Subnet == c.Want.Subnet && (n.Name == "jiji-mesh" || n.Name == "jiji" ||
+	return n.Subnet == c.Want.Subnet && (n.Name == c.Want.Network || n.Name == "jiji" ||
 		slices.ContainsFunc(c.Links, func(l LinkInfo) bool { return l.Kind == "bridge" && c.hasGateway(l) }))
 }
 

@@ -198,3 +198,55 @@ func holders(binds []Bind) ([]Socket, error) {
 	nameOwners(sockets)
 	return sockets, nil
 }
+
+// Holder names who keeps others from a local address, as "named (pid 812,
+// named.service)"; empty if nobody is found.
+func Holder(proto string, at netip.AddrPort) string {
+	b := Bind{Proto: proto, Local: at, Err: syscall.EADDRINUSE}
+	sockets, err := holders([]Bind{b})
+	if err != nil {
+		return ""
+	}
+	s, ok := holder(b, sockets)
+	if !ok {
+		return ""
+	}
+	return Facts{}.owner(s)
+}
+
+// Listener returns what reports, in no time, whether a process still has the
+// socket that accepts TCP connections to a local address of its network namespace;
+// nil if it is not the one that has it.
+func Listener(pid int, at netip.AddrPort) (still func() bool, err error) {
+	table := "tcp"
+	if at.Addr().Is6() {
+		table = "tcp6"
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := parseSockets("tcp", string(b))
+	if err != nil {
+		return nil, fmt.Errorf("/proc/%d/net/%s: %w", pid, table, err)
+	}
+	i := slices.IndexFunc(sockets, func(s Socket) bool { return s.Local == at })
+	if i < 0 {
+		return nil, nil
+	}
+	dir, want := fmt.Sprintf("/proc/%d/fd/", pid), fmt.Sprintf("socket:[%d]", sockets[i].Inode)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, fd := range fds {
+		still := func() bool {
+			target, err := os.Readlink(dir + fd.Name())
+			return err == nil && target == want
+		}
+		if still() {
+			return still, nil
+		}
+	}
+	return nil, nil
+}

@@ -12,7 +12,8 @@ import (
 )
 
 var someWant = Want{
-	Link: "jiji0", ListenPort: 51820, WireGuardIP: ipa("10.210.1.1"), DNSPort: 53,
+	Network: "jiji-mesh",
+	Link:    "jiji0", ListenPort: 51820, WireGuardIP: ipa("10.210.1.1"), DNSPort: 53,
 	Cluster: pfx("10.210.0.0/16"), Subnet: pfx("10.210.1.0/24"),
 }
 

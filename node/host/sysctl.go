@@ -46,6 +46,7 @@ func (a *apply) forward(link string) {
 	if err := a.sysctl("net/ipv4/conf/"+link+"/send_redirects", "0", noNote); !readOnly(err) {
 		a.fault(err)
 	}
+	a.fault(a.sysctl("net/ipv4/conf/"+link+"/forwarding", "1", noNote))
 }
 
 // switching is what changes when ip_forward is set to 1. The kernel then

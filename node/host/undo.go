@@ -75,10 +75,10 @@ func (u *undo) forget(err error, changes ...journal.Change) {
 }
 
 // change takes back one change; those of the firewall, sysctls and routes have
-// their own turn.
+// their own turn, and what engines have is for who knows them.
 func (u *undo) change(c journal.Change) {
 	switch c.Kind {
-	case journal.Firewall, journal.Sysctl, journal.Route:
+	case journal.Firewall, journal.Sysctl, journal.Route, journal.Network, journal.Daemon:
 	case journal.File:
 		u.forget(u.file(c), c)
 	case journal.Directory:
@@ -167,7 +167,10 @@ func (u *undo) file(c journal.Change) error {
 	case err != nil:
 		return err
 	case now == nil && c.Was == nil:
-		return statefile.Remove(path) // what a killed writer left
+		if err := statefile.Remove(path); !readOnly(err) { // what a killed writer left
+			return err
+		}
+		return nil // it was never written, either
 	case now != nil && c.Was != nil && *now == *c.Was:
 		return nil
 	case now == nil:

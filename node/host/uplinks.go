@@ -29,11 +29,12 @@ type Uplink struct {
 	Addrs   []netip.Addr
 }
 
-// Uplinks returns n's uplinks, those with a default route first.
-func (n Network) Uplinks() []Uplink {
+// Uplinks returns n's uplinks, those with a default route first. Those named own are
+// the mesh's, and loopback leads nowhere, whatever routes somebody gives them.
+func (n Network) Uplinks(own ...string) []Uplink {
 	var ups []Uplink
 	for _, l := range n.Links {
-		if !l.DefaultRoute && len(candidates(l, n.Links, nil)) == 0 {
+		if l.Loopback || slices.Contains(own, l.Name) || !l.DefaultRoute && len(candidates(l, n.Links, nil)) == 0 {
 			continue
 		}
 		u := Uplink{Name: l.Name, Index: l.Index, MTU: l.MTU, Default: l.DefaultRoute}
@@ -46,13 +47,13 @@ func (n Network) Uplinks() []Uplink {
 	return ups
 }
 
-// Uplinks observes the machine's uplinks.
-func Uplinks() ([]Uplink, error) {
+// Uplinks observes the machine's uplinks, but own.
+func Uplinks(own ...string) ([]Uplink, error) {
 	n, err := ReadNetwork()
 	if err != nil {
 		return nil, err
 	}
-	return n.Uplinks(), nil
+	return n.Uplinks(own...), nil
 }
 
 // Links observes the machine's interfaces.

@@ -116,6 +116,10 @@ func TestUplinks(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
+	n.Links[0].DefaultRoute, n.Links[4].DefaultRoute = true, true // of somebody who was unlucky
+	if all := n.Uplinks("jiji0"); len(all) != 3 || all[0].Name != "eth0" || all[1].Name != "tun0" || all[2].Name != "eth1" {
+		t.Errorf("with default routes of loopback and the mesh: %v", all)
+	}
 }
 
 func TestMTU(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,8 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds one run of a program: firewalld's and ufw's are slow.
-const patience = 20 * time.Second
+const (
+	patience = 20 * time.Second // bounds one run of a program: firewalld's and ufw's are slow
+
+	// For the lock of legacy iptables, which anybody may hold for a moment.
+	applyWait  = 5 * time.Second
+	removeWait = 15 * time.Second // nobody tries again
+)
+
+// errLocked is wrapped by the error of a transaction that did not get the lock.
+var errLocked = errors.New("another program holds the lock of iptables")
 
 // Detect says what the machine's firewall is made of.
 func Detect() (Detection, error) {
@@ -41,33 +50,28 @@ func Apply(w Wanted) ([]Change, error) {
 	}
 	chosen, _, err := o.choose()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(append(o.broken, err)...)
 	}
 
-	var (
-		changes []Change
-		faults  []error
-	)
+	var changes []Change
+	faults := o.broken
 	done := func(c []Change, err error) {
-		if err != nil {
-			faults = append(faults, err)
-		} else {
-			changes = append(changes, c...)
-		}
+		changes, faults = append(changes, c...), append(faults, err)
 	}
 	if o.noNFT == nil { // first: it guards both families
 		rules := plan(w)
 		key := func(r rule) string { print, _ := fingerprint(r.exprs()); return print }
 		if c := diffNFT(rules, o.nft, key); len(c) > 0 {
-			done(c, writeNFT(rules, o.nft.chains != nil))
+			if err := writeNFT(rules, o.nft.chains != nil); err != nil {
+				done(nil, err)
+			} else {
+				done(c, nil)
+			}
 		}
 	}
-	for _, t := range o.transactions(&w, chosen) {
-		done(t.restore.changes, t.run())
-	}
+	done(transact(o.transactions(&w, chosen), applyWait))
 	for _, m := range o.managers() {
-		c, err := m.tell(w, o)
-		changes, faults = append(changes, c...), append(faults, err)
+		done(m.tell(w, o))
 	}
 	return changes, errors.Join(faults...)
 }
@@ -80,21 +84,14 @@ func Remove(interfaces ...string) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	var (
-		changes []Change
-		faults  []error
-	)
+	var changes []Change
+	faults := o.broken
 	for _, m := range o.managers() {
 		c, err := m.forget(interfaces)
 		changes, faults = append(changes, c...), append(faults, err)
 	}
-	for _, t := range o.transactions(nil, 0) {
-		if err := t.run(); err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		changes = append(changes, t.restore.changes...)
-	}
+	c, err := transact(o.transactions(nil, 0), removeWait)
+	changes, faults = append(changes, c...), append(faults, err)
 	if o.nft.chains != nil {
 		if err := deleteNFT(); err != nil {
 			faults = append(faults, err)
@@ -120,7 +117,7 @@ func observe() (observed, error) {
 	if usual != "" {
 		out, err := run("", usual, "--version")
 		if err != nil {
-			return o, fmt.Errorf("firewall: %w", err)
+			o.broken = append(o.broken, fmt.Errorf("firewall: %w", err))
 		}
 		o.usual = version(out)
 	}
@@ -146,8 +143,10 @@ func observe() (observed, error) {
 				continue
 			}
 			text, err := run("", f.save)
-			if err != nil {
-				return o, fmt.Errorf("firewall: %w", err)
+			if err != nil { // the others guard the mesh as well as they can
+				o.broken = append(o.broken, fmt.Errorf("firewall: %w", err))
+				families[0].save = ""
+				break
 			}
 			f.rules = parseSave(text)
 		}
@@ -158,13 +157,31 @@ func observe() (observed, error) {
 	return o, nil
 }
 
-// run hands the transaction to iptables-restore.
-func (t transaction) run() error {
-	// The lock of xtables may be held for a moment by anybody.
-	if _, err := run(t.restore.text, t.family.restore, "--noflush", "-w", "5"); err != nil {
-		return fmt.Errorf("firewall: change %s's table %s: %w", t.tool, t.restore.table, err)
+// transact runs the transactions, and returns the changes of those that succeeded.
+func transact(list []transaction, wait time.Duration) (changes []Change, err error) {
+	for _, t := range list {
+		switch terr := t.run(wait); {
+		case errors.Is(terr, errLocked): // the rest would wait as long, each of them
+			return changes, errors.Join(err, terr)
+		case terr != nil:
+			err = errors.Join(err, terr)
+		default:
+			changes = append(changes, t.restore.changes...)
+		}
 	}
-	return nil
+	return changes, err
+}
+
+// run hands the transaction to iptables-restore.
+func (t transaction) run(wait time.Duration) error {
+	_, err := run(t.restore.text, t.family.restore, "--noflush", "-w", fmt.Sprint(int(wait.Seconds())))
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "xtables lock"):
+		return fmt.Errorf("firewall: change %s's tables: %w for more than %v: end the one that `fuser -v /run/xtables.lock` shows", t.tool, errLocked, wait)
+	}
+	return fmt.Errorf("firewall: change %s's table %s: %w", t.tool, t.restore.table, err)
 }
 
 // find returns the path of a program, "" if it is not installed.
@@ -185,17 +202,36 @@ func run(input, name string, args ...string) (string, error) {
 	c.Env = append(os.Environ(), "LC_ALL=C")
 	c.Stdin = strings.NewReader(input)
 	c.WaitDelay = time.Second
-	var stdout, stderr bytes.Buffer
+	var stdout, stderr limited
 	c.Stdout, c.Stderr = &stdout, &stderr
 	err := c.Run()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		err = fmt.Errorf("still running after %v", patience)
+	case stdout.over || stderr.over:
+		err = fmt.Errorf("it printed more than %d MB", maxOutput>>20)
 	}
 	if err != nil {
-		said := strings.Join(strings.Fields(stderr.String()), " ")
+		said := strings.Join(strings.Fields(stderr.buf.String()), " ")
 		return "", fmt.Errorf("%s: %w: %s", strings.Join(c.Args, " "), err, cmp.Or(said, "it printed no reason"))
 	}
-	return stdout.String(), nil
+	return stdout.buf.String(), nil
+}
+
+// maxOutput is what a program may print, in bytes: a hundred thousand rules are 10 MB.
+const maxOutput = 64 << 20
+
+// limited keeps what is written to it, and refuses what is too much.
+type limited struct {
+	buf  bytes.Buffer
+	over bool
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if l.over = l.over || l.buf.Len()+len(b) > maxOutput; l.over {
+		return 0, io.ErrShortBuffer
+	}
+	return l.buf.Write(b)
 }
 
 // Obstacles returns the rules of others that drop what the mesh needs to get

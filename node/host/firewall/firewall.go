@@ -39,6 +39,12 @@ func (b Backend) String() string {
 	return fmt.Sprintf("backend %d", b)
 }
 
+// EngineMark is the bit of a packet's mark by which an engine can be told to let in
+// what the mesh may send to its containers: the drops of Docker's nftables cannot be
+// got ahead of. It is set once the packet's way is found, so that no routing rule
+// looks at it, and is none that Kubernetes, CNI or other overlays have a use for.
+const EngineMark = 0x1000
+
 // Wanted is the mesh as the firewall has to know it.
 type Wanted struct {
 	Link        string       // the tunnel's interface; required
@@ -51,7 +57,7 @@ type Wanted struct {
 	Masquerade  bool         // other servers see WireGuardIP in place of the containers' addresses
 	ListenPort  uint16       // WireGuard's, open to everybody; 0: none
 	DNSPort     uint16       // on WireGuardIP, closed on Uplinks; 0: none
-	Uplinks     []string     // interfaces that lead to the underlay
+	Uplinks     []string     // interfaces that lead to the underlay; those that iptables cannot name are nftables' alone
 	Control     []uint16     // between servers, on addresses of Management; never from Bridge
 }
 
@@ -76,6 +82,12 @@ type Detection struct {
 	Unprotected []string // what is left open or closed for want of a program or of the kernel's help
 }
 
+// plainName reports whether iptables' rules can name an interface: a trailing + is
+// its wildcard, the rest would end a word.
+func plainName(name string) bool {
+	return len(name) <= 15 && !strings.HasSuffix(name, "+") && !strings.ContainsAny(name, " \t\n\v\f\r\"'\\/!")
+}
+
 // check reports what makes w unusable.
 func (w Wanted) check() error {
 	var faults []error
@@ -83,10 +95,8 @@ func (w Wanted) check() error {
 	if w.Link == "" {
 		fault("no tunnel interface is given")
 	}
-	names := append([]string{w.Link, w.Bridge}, w.Uplinks...)
-	for _, name := range append(names, w.ForwardFrom...) {
-		// A trailing + is iptables' wildcard, the rest would end a word of its rules.
-		if len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, " \t\n\v\f\r\"'\\/!") {
+	for _, name := range append([]string{w.Link, w.Bridge}, w.ForwardFrom...) {
+		if !plainName(name) {
 			fault("interface name %q: expected at most 15 characters without spaces, quotes, slashes and a trailing +", name)
 		}
 	}

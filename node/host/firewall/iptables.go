@@ -247,7 +247,7 @@ func wantIPTables(w Wanted, v6 bool, have ruleset) (wants []chainWant) {
 		p := places[h]
 		var rules, jumps []string
 		for _, r := range plan(w) {
-			if r.hook == h && (r.v6 && v6 || r.v4 && !v6) {
+			if r.hook == h && (r.v6 && v6 || r.v4 && !v6) && plainName(r.in) && plainName(r.out) {
 				rules = append(rules, r.iptables(w.Cluster, ""))
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -26,10 +27,10 @@ type manager interface {
 // managers returns those that are installed.
 func (o observed) managers() (m []manager) {
 	if o.ufw != "" {
-		m = append(m, ufw{o.ufw, o.hasChain("ufw-user-input"), ufwRules})
+		m = append(m, ufw{o.ufw, o.hasChain("ufw-user-input"), ufwRules()})
 	}
 	if o.firewallCmd != "" {
-		m = append(m, firewalld{o.firewallCmd, o.hasTable("inet firewalld") || o.hasChain("INPUT_direct")})
+		m = append(m, firewalld{o.firewallCmd, o.hasTable("inet firewalld") || o.hasChain("INPUT_direct"), "/etc/firewalld/zones"})
 	}
 	return m
 }
@@ -38,10 +39,11 @@ func (o observed) managers() (m []manager) {
 type ufw struct {
 	program string
 	runs    bool
-	file    string // that it keeps its rules in
+	files   []string // that it keeps its rules in
 }
 
-const ufwRules = "/etc/ufw/user.rules"
+// ufwRules are those of IPv4 and IPv6, each with all that it was told of its family.
+func ufwRules() []string { return []string{"/etc/ufw/user.rules", "/etc/ufw/user6.rules"} }
 
 // rules are what ufw is to have, as its command line and as `ufw show added` say it.
 func (u ufw) rules(w Wanted) (rules []string) {
@@ -121,9 +123,25 @@ func parseAdded(text string) (rules []ufwRule) {
 	return rules
 }
 
+// told reports whether ufw has rules of ours, by the comments in its files: it cannot
+// be asked where it was never set up, or iptables is not installed.
+func (u ufw) told() (bool, error) {
+	for _, file := range u.files {
+		text, err := os.ReadFile(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return false, fmt.Errorf("firewall: read ufw's rules: %w", err)
+		case strings.Contains(string(text), fmt.Sprintf(" comment=%x\n", mark)):
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (u ufw) forget([]string) (changes []Change, err error) {
-	if _, err := os.Stat(u.file); !u.runs && errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // it was never set up, and would only complain
+	if told, err := u.told(); !told {
+		return nil, err
 	}
 	added, err := u.added()
 	if err != nil {
@@ -152,6 +170,7 @@ func (u ufw) forget([]string) (changes []Change, err error) {
 type firewalld struct {
 	program string
 	runs    bool
+	dir     string // of the files of its zones, as they are after its next start
 }
 
 const trusted = "trusted" // the zone whose packets may be forwarded
@@ -161,15 +180,6 @@ type zone struct {
 	name       string
 	interfaces []string
 	rules      []string // rich ones
-}
-
-// zones returns what firewalld has now, or after its next start.
-func (f firewalld) zones(lasting bool) ([]zone, error) {
-	text, err := f.run(lasting, "--list-all-zones")
-	if err != nil {
-		return nil, fmt.Errorf("firewall: ask firewalld for its zones: %w", err)
-	}
-	return parseZones(text), nil
 }
 
 func parseZones(text string) (zones []zone) {
@@ -209,14 +219,42 @@ func (f firewalld) set(zone, option string) error {
 	return nil
 }
 
-func (f firewalld) tell(w Wanted, _ observed) (changes []Change, err error) {
-	if !f.runs || firewalldKnows(w) {
+// firewalldKnows reports whether iptables shows that firewalld was told of the
+// interfaces and the port of w, as far as anybody asks that does not ask firewalld.
+func (o observed) firewalldKnows(w Wanted) bool {
+	has := func(is func(chain string, options []option) bool) bool {
+		for _, families := range o.variants {
+			if t := families[0].rules["filter"]; t != nil {
+				for _, chain := range t.order {
+					if slices.ContainsFunc(t.rules[chain], func(r string) bool { return is(chain, options(r)) }) {
+						return true
+					}
+				}
+			}
+		}
+		return false
+	}
+	for _, name := range []string{w.Link, w.Bridge} {
+		if name != "" && !has(func(chain string, o []option) bool {
+			return strings.HasSuffix(chain, "_ZONES") && slices.Contains(o, option{name: "-i", value: name})
+		}) {
+			return false
+		}
+	}
+	return w.ListenPort == 0 || has(func(chain string, o []option) bool {
+		return strings.HasPrefix(chain, "IN_") && slices.Contains(o, option{name: "--dport", value: fmt.Sprint(w.ListenPort)}) && slices.Contains(o, option{name: "-j", value: "ACCEPT"})
+	})
+}
+
+func (f firewalld) tell(w Wanted, o observed) (changes []Change, err error) {
+	if !f.runs || nftShowsFirewalldKnows(w) || o.firewalldKnows(w) {
 		return nil, nil
 	}
-	zones, err := f.zones(false)
+	text, err := f.run(false, "--list-all-zones")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("firewall: ask firewalld for its zones: %w", err)
 	}
+	zones := parseZones(text)
 	in := func(name string) string { // the zone of an interface
 		for _, z := range zones {
 			if slices.Contains(z.interfaces, name) {
@@ -260,40 +298,75 @@ func (f firewalld) tell(w Wanted, _ observed) (changes []Change, err error) {
 	return changes, errors.Join(faults...)
 }
 
+// told reports whether firewalld keeps something of ours, by its files.
+func (f firewalld) told(interfaces []string) (bool, error) {
+	marks := []string{fmt.Sprintf(" priority=%q", strings.Split(ruleMark, `"`)[1])}
+	for _, name := range interfaces {
+		marks = append(marks, fmt.Sprintf("<interface name=%q", name))
+	}
+	files, err := filepath.Glob(filepath.Join(f.dir, "*.xml"))
+	if err != nil {
+		return false, err
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("firewall: read firewalld's zones: %w", err)
+		}
+		if slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(string(text), m) }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (f firewalld) forget(interfaces []string) (changes []Change, err error) {
-	if !f.runs { // firewall-cmd cannot speak to it
-		return nil, nil
+	if f.runs {
+		for _, lasting := range []bool{false, true} {
+			c, cerr := f.forgetIn(interfaces, func(args ...string) (string, error) { return f.run(lasting, args...) }, lasting)
+			changes, err = append(changes, c...), errors.Join(err, cerr)
+		}
+		return changes, err
 	}
-	var faults []error
-	for _, lasting := range []bool{false, true} {
-		zones, err := f.zones(lasting)
-		if err != nil {
-			faults = append(faults, err)
-			continue
+	// It cannot be spoken to, but what it keeps would be there again with it.
+	if told, err := f.told(interfaces); !told {
+		return nil, err
+	}
+	offline := find("firewall-offline-cmd")
+	if offline == "" {
+		return nil, errors.New("firewall: firewalld does not run, and firewall-offline-cmd is not installed: start it, and run this again, which takes back what it was told")
+	}
+	return f.forgetIn(interfaces, func(args ...string) (string, error) { return run("", offline, args...) }, true)
+}
+
+// forgetIn takes back what firewalld has, by what asks and tells it that.
+func (f firewalld) forgetIn(interfaces []string, ask func(...string) (string, error), lasting bool) (changes []Change, err error) {
+	text, err := ask("--list-all-zones")
+	if err != nil {
+		return nil, fmt.Errorf("firewall: ask firewalld for its zones: %w", err)
+	}
+	remove := func(object, option, zone string) {
+		if _, rerr := ask("--zone="+zone, option); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("firewall: take back what firewalld was told: %w", rerr))
+			return
 		}
-		remove := func(object, option, zone string) {
-			if _, err := f.run(lasting, "--zone="+zone, option); err != nil {
-				faults = append(faults, fmt.Errorf("firewall: take back what firewalld was told: %w", err))
-				return
-			}
-			when := ""
-			if lasting {
-				when = " for good"
-			}
-			changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s removed from zone %s%s", object, zone, when)})
+		when := ""
+		if lasting {
+			when = " for good"
 		}
-		for _, z := range zones {
-			for _, name := range interfaces {
-				if z.name == trusted && slices.Contains(z.interfaces, name) {
-					remove("interface "+name, "--remove-interface="+name, z.name)
-				}
+		changes = append(changes, Change{"firewalld: " + object, fmt.Sprintf("firewalld: %s removed from zone %s%s", object, zone, when)})
+	}
+	for _, z := range parseZones(text) {
+		for _, name := range interfaces {
+			if z.name == trusted && slices.Contains(z.interfaces, name) {
+				remove("interface "+name, "--remove-interface="+name, z.name)
 			}
-			for _, rule := range z.rules {
-				if strings.HasPrefix(rule, ruleMark+" ") {
-					remove(rule, "--remove-rich-rule="+rule, z.name)
-				}
+		}
+		for _, rule := range z.rules {
+			if strings.HasPrefix(rule, ruleMark+" ") {
+				remove(rule, "--remove-rich-rule="+rule, z.name)
 			}
 		}
 	}
-	return changes, errors.Join(faults...)
+	return changes, err
 }

@@ -18,13 +18,14 @@ type base struct {
 	priority int32
 }
 
-// Drops are final wherever they stand. Source addresses are settled by the chain of
+// Drops are final wherever they stand. Packets for containers are marked ahead of an
+// engine's chain, which has filter, that is 0. Source addresses are settled by the chain of
 // the lowest priority; many of others' have 0 or -100 in place of srcnat, which is
 // 100, and -199 is the first that the kernel lets a chain of type nat have.
 var bases = []base{
 	{prerouting, "prerouting", "filter", -300},
 	{input, "input", "filter", 0},
-	{forward, "forward", "filter", 0},
+	{forward, "forward", "filter", -1},
 	{leaving, "leaving", "filter", 0},
 	{postrouting, "postrouting", "nat", -199},
 }
@@ -85,6 +86,9 @@ func (r rule) nft() string {
 	}
 	switch r.do {
 	case accept:
+		if r.mark {
+			add("meta mark set meta mark | %#x", EngineMark)
+		}
 		add("accept")
 	case leave:
 		add("return")

@@ -89,6 +89,12 @@ func (r rule) exprs() (e []expr.Any) {
 	snat := &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegAddrMax: reg}
 	switch r.do {
 	case accept:
+		if r.mark {
+			bits := binaryutil.NativeEndian.PutUint32(EngineMark)
+			e = append(e, &expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
+				&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(^uint32(EngineMark)), Xor: bits},
+				&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true})
+		}
 		e = append(e, &expr.Verdict{Kind: expr.VerdictAccept})
 	case leave:
 		e = append(e, &expr.Verdict{Kind: expr.VerdictReturn})
@@ -252,10 +258,10 @@ func deleteNFT() error {
 	return nil
 }
 
-// firewalldKnows reports whether nftables shows that firewalld was told of the
+// nftShowsFirewalldKnows reports whether nftables shows that firewalld was told of the
 // interfaces and the port of w. It asks for less than firewalld does: where it
 // cannot tell, false.
-func firewalldKnows(w Wanted) bool {
+func nftShowsFirewalldKnows(w Wanted) bool {
 	conn, err := nftables.New()
 	if err != nil {
 		return false

@@ -25,6 +25,7 @@ type observed struct {
 	tables                       []string             // of nftables, all: "inet filter"
 	noNFT                        error                // the kernel has no nftables, or hides it
 	nftCommand, ufw, firewallCmd string               // programs; "" if they are not installed
+	broken                       []error              // programs that are installed and do not work, whose variants are left out
 }
 
 // foreign counts the rules of a variant that are not ours.

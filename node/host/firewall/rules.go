@@ -47,6 +47,7 @@ type rule struct {
 	state    state
 	do       verdict
 	to       netip.Addr // for rewrite
+	mark     bool       // with EngineMark, before accept, in nftables
 	note     string     // why, for who reads the rules
 }
 
@@ -63,6 +64,7 @@ func (w Wanted) prerouting() (rules []rule) {
 	v4 := func(r rule) { r.v4 = true; add(r) }
 	v6 := func(r rule) { r.v6 = true; add(r) }
 
+	add(rule{v4: true, v6: true, in: "lo", do: leave}) // first, as it is much of what passes
 	v4(rule{in: w.Link, src: w.Cluster, dst: w.Subnet, do: accept, note: "ahead of an engine's drops"})
 	if w.DNSPort != 0 {
 		for _, u := range w.Uplinks {
@@ -71,7 +73,6 @@ func (w Wanted) prerouting() (rules []rule) {
 			}
 		}
 	}
-	v4(rule{in: "lo", do: leave})
 	v4(rule{in: w.Link, do: leave})
 	if w.Bridge != "" {
 		v4(rule{in: w.Bridge, src: w.Subnet, do: leave})
@@ -89,7 +90,6 @@ func (w Wanted) prerouting() (rules []rule) {
 		}
 	}
 
-	v6(rule{in: "lo", do: leave})
 	v6(rule{in: w.Link, do: leave})
 	v6(rule{src: w.Management, do: drop, note: "mesh source from outside"})
 	v6(rule{dst: w.Management, do: drop, note: "mesh destination from outside"})
@@ -100,6 +100,7 @@ func (w Wanted) prerouting() (rules []rule) {
 func (w Wanted) input() (rules []rule) {
 	add := func(r rule) { r.hook = input; rules = append(rules, r) }
 
+	add(rule{v4: true, v6: true, in: "lo", do: leave})
 	if w.ListenPort != 0 {
 		add(rule{v4: true, v6: true, proto: "udp", port: w.ListenPort, do: accept, note: "WireGuard"})
 	}
@@ -129,14 +130,14 @@ func (w Wanted) forward() (rules []rule) {
 
 	v4(rule{in: w.Link, out: w.Link, src: w.Cluster, dst: w.Cluster, do: accept, note: "relay"})
 	if w.Bridge != "" {
-		v4(rule{in: w.Link, out: w.Bridge, src: w.Cluster, dst: w.Subnet, do: accept, note: "mesh to containers"})
+		v4(rule{in: w.Link, out: w.Bridge, src: w.Cluster, dst: w.Subnet, do: accept, mark: true, note: "mesh to containers"})
 		v4(rule{in: w.Bridge, out: w.Link, src: w.Subnet, dst: w.Cluster, do: accept, note: "containers to mesh"})
 	}
 	for _, f := range w.ForwardFrom {
 		v4(rule{in: f, out: w.Link, dst: w.Cluster, do: accept, note: "forward from " + f})
 		v4(rule{in: w.Link, out: f, src: w.Cluster, do: accept, note: "forward from " + f})
 		if w.Bridge != "" {
-			v4(rule{in: f, out: w.Bridge, dst: w.Subnet, do: accept, note: "forward from " + f})
+			v4(rule{in: f, out: w.Bridge, dst: w.Subnet, do: accept, mark: true, note: "forward from " + f})
 			v4(rule{in: w.Bridge, out: f, src: w.Subnet, state: established, do: accept, note: "forward from " + f})
 		}
 	}
@@ -161,7 +162,7 @@ func (w Wanted) leaving() (rules []rule) {
 	v4 := func(r rule) { r.v4 = true; add(r) }
 	v6 := func(r rule) { r.v6 = true; add(r) }
 
-	v4(rule{out: "lo", do: leave})
+	add(rule{v4: true, v6: true, out: "lo", do: leave})
 	v4(rule{out: w.Link, do: leave})
 	if w.Bridge != "" {
 		v4(rule{out: w.Bridge, dst: w.Subnet, do: leave})
@@ -173,7 +174,6 @@ func (w Wanted) leaving() (rules []rule) {
 	}
 	v4(rule{dst: w.Cluster, do: drop, note: "mesh destination in the clear"})
 
-	v6(rule{out: "lo", do: leave})
 	v6(rule{out: w.Link, do: leave})
 	v6(rule{dst: w.Management, do: drop, note: "mesh destination in the clear"})
 	return rules

@@ -255,7 +255,7 @@ func TestCheck(t *testing.T) {
 	for name, change := range map[string]func(*Wanted){
 		"no tunnel interface":       func(w *Wanted) { w.Link = "" },
 		`"jiji+"`:                   func(w *Wanted) { w.Link = "jiji+" },
-		`"a b"`:                     func(w *Wanted) { w.Uplinks = []string{"a b"} },
+		`"a b"`:                     func(w *Wanted) { w.ForwardFrom = []string{"a b"} },
 		`"averylonginterface"`:      func(w *Wanted) { w.Bridge = "averylonginterface" },
 		`forward from "jiji-br0"`:   func(w *Wanted) { w.ForwardFrom = []string{"jiji-br0"} },
 		`forward from ""`:           func(w *Wanted) { w.ForwardFrom = []string{""} },
@@ -270,6 +270,32 @@ func TestCheck(t *testing.T) {
 		if err := w.check(); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one that names %s", err, name)
 		}
+	}
+}
+
+// An uplink may have a name that iptables' rules cannot have in them: that does not keep
+// the rest from being written.
+func TestOddUplinks(t *testing.T) {
+	w := wanted()
+	w.Uplinks = []string{"wan+", "e\"x!y", "eth0"}
+	if err := w.check(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range wantIPTables(w, false, ruleset{}) {
+		for _, r := range want.rules {
+			if strings.Contains(r, "wan+") || strings.Contains(r, "x!y") {
+				t.Errorf("iptables %s %s: %s", want.table, want.chain, r)
+			}
+		}
+	}
+	in := map[string]int{}
+	for _, r := range plan(w) {
+		if r.note == "no open resolver" {
+			in[r.in]++
+		}
+	}
+	if in["wan+"] != 2 || in["e\"x!y"] != 2 || in["eth0"] != 2 {
+		t.Errorf("in nftables DNS is closed on %v", in)
 	}
 }
 
@@ -341,7 +367,7 @@ func TestDiffNFT(t *testing.T) {
 		{"absent", func(t *kernelTable) { t.chains = nil }, []string{"table inet jiji was not there"}},
 		{"flushed", func(t *kernelTable) { t.chains[2].rules = nil }, []string{"chain forward was empty: its 11 rules put back"}},
 		{"no chain", func(t *kernelTable) { t.chains = t.chains[1:] }, []string{"chain prerouting was not there"}},
-		{"no rule", func(t *kernelTable) { t.chains[0].rules = t.chains[0].rules[1:] }, []string{`rule iifname "jiji0" ip saddr 10.210.0.0/16 ip daddr 10.210.1.0/24 accept was not there`}},
+		{"no rule", func(t *kernelTable) { t.chains[0].rules = t.chains[0].rules[1:] }, []string{`rule iifname "lo" return was not there`}},
 		{"another rule", func(t *kernelTable) { t.chains[0].rules = append(t.chains[0].rules, "accept") }, []string{"had 1 rules that are not wanted"}},
 		{"another order", func(t *kernelTable) { slices.Reverse(t.chains[0].rules) }, []string{"in another order"}},
 		{"a policy", func(t *kernelTable) { t.chains[1].policyDrop = true }, []string{"chain input had another hook, priority or policy"}},

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -31,6 +33,8 @@ const (
 	Route     Kind = "route"     // Name: type and destination: unreachable 10.210.0.0/16
 	Firewall  Kind = "firewall"  // Name: the back end that was used; Set: the interfaces it was told of
 	Socket    Kind = "socket"    // Name: its path; of use to a running node only
+	Daemon    Kind = "daemon"    // Name: path of Docker's configuration, into which name servers were merged
+	Network   Kind = "network"   // Name: a container engine and the network that was made in it: docker jiji-mesh
 )
 
 // A Change is one thing of the machine that was changed.
@@ -78,19 +82,22 @@ type record struct {
 	stale bool // raw lacks a value that was set since
 }
 
-// Open reads the journal at path; a file that is absent is an empty one. What
+// Open reads the journal file; one that is absent is an empty one. What
 // is no journal is a *CorruptError.
-func Open(path string) (*Journal, error) {
-	j := &Journal{path: path, rest: map[string]json.RawMessage{}}
-	data, _, err := statefile.Read(path, maxSize)
+func Open(file string) (*Journal, error) {
+	j := &Journal{path: file, rest: map[string]json.RawMessage{}}
+	data, _, err := statefile.Read(file, maxSize)
+	var access *fs.PathError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return j, nil
-	case err != nil:
+	case errors.As(err, &access):
 		return nil, fmt.Errorf("read undo journal: %w", err)
+	case err != nil: // no file, or a huge one
+		return nil, &CorruptError{file, err}
 	}
 	if err := j.parse(data); err != nil {
-		return nil, &CorruptError{path, err}
+		return nil, &CorruptError{file, err}
 	}
 	return j, nil
 }
@@ -119,6 +126,9 @@ func (j *Journal) parse(data []byte) error {
 			if err := json.Unmarshal(raw, &r.Change); err != nil {
 				return fmt.Errorf("change %d: %w", i+1, err)
 			}
+			if !r.plausible() {
+				return fmt.Errorf("change %d: no version changes the %s %q", i+1, r.Kind, r.Name)
+			}
 		}
 		j.changes = append(j.changes, r)
 	}
@@ -128,16 +138,36 @@ func (j *Journal) parse(data []byte) error {
 // Known reports whether this version knows what c is about.
 func (c Change) Known() bool {
 	switch c.Kind {
-	case Sysctl, File, Directory, Route, Firewall, Socket:
+	case Sysctl, File, Directory, Route, Firewall, Socket, Network, Daemon:
 		return true
 	}
 	return false
 }
 
+// plausible reports whether some version may have made c: what is to be undone is
+// written to and removed, so it must not be just anything.
+func (c Change) plausible() bool {
+	if strings.ContainsRune(c.Name, 0) || path.Clean(c.Name) != c.Name {
+		return c.Kind == Route // a type and a destination
+	}
+	switch c.Kind {
+	case Sysctl:
+		return strings.HasPrefix(c.Name, "net/")
+	case File, Directory:
+		return strings.HasPrefix(c.Name, "/etc/")
+	case Socket:
+		return path.IsAbs(c.Name)
+	}
+	return true
+}
+
 func (c Change) is(kind Kind, name string) bool { return c.Kind == kind && c.Name == name }
 
-// check refuses what JSON would not give back as it was.
+// check refuses what a journal would not give back as it was.
 func (c Change) check() error {
+	if !c.plausible() {
+		return fmt.Errorf("note a change of %s %q in the undo journal: no version changes that", c.Kind, c.Name)
+	}
 	values := c.Set
 	if c.Was != nil {
 		values = append([]Value{*c.Was}, values...)

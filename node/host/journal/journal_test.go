@@ -118,6 +118,37 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%q: error %v", text, err)
 		}
 	}
+	for _, c := range []string{`"sysctl","name":"../../etc/x"`, `"sysctl","name":"net/../../../etc/x"`, `"sysctl","name":"kernel/core_pattern"`, `"file","name":"/etc/../root/x"`,
+		`"file","name":"/root/x"`, `"file","name":"etc/x"`, `"file","name":"/etc/a\u0000b"`, `"directory","name":"/var/lib"`, `"directory","name":"/etc/"`, `"socket","name":"x.sock"`} {
+		if err := os.WriteFile(path, []byte(`{"changes":[{"kind":`+c+`,"set":[{"text":"1"}]}]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "change 1: no version changes the ") {
+			t.Errorf("%s: error %v", c, err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	var corrupt *CorruptError
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); !errors.As(err, &corrupt) || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("a directory: error %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, maxSize+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); !errors.As(err, &corrupt) || !strings.Contains(err.Error(), "want at most") {
+		t.Errorf("a huge file: error %v", err)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +158,7 @@ func TestRefused(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"changes":[{"kind":"sysctl","name":"x","was":{"text":"0"},"set":[{"text":"1"}]}]}`))
+	f.Add([]byte(`{"changes":[{"kind":"sysctl","name":"net/x","was":{"text":"0"},"set":[{"text":"1"}]}]}`))
 	f.Add([]byte(`{"changes":[{"kind":"new","name":"x","was":3}],"more":1}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), FileName)
@@ -139,7 +170,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		before := j.Changes()
-		if err := j.Record(Change{Kind: Directory, Name: "/fuzz"}); err != nil {
+		if err := j.Record(Change{Kind: Directory, Name: "/etc/fuzz"}); err != nil {
 			t.Fatal(err)
 		}
 		j, err = Open(path)
