@@ -37,15 +37,16 @@ func (n api) Status() control.Status {
 		Version: n.cfg.Version, PID: os.Getpid(), Mode: "tun", State: "ready", StartedAt: n.started, StateDir: n.cfg.StateDir,
 		Server: ServerOf(self), Cluster: topo.Cluster, Domain: topo.Domain,
 		Interface: control.Interface{Name: n.cfg.Interface, MTU: int(n.mtu.Load()), ListenPort: n.cfg.ListenPort},
-		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused},
+		DNS:       control.DNS{Listen: n.dns.Addrs(), Upstreams: append([]netip.AddrPort{}, n.upstreams()...), Names: int(n.names.Load()), Queries: stats.Queries, Refused: stats.Refused, Host: n.hostDNSStatus()},
 		Registry:  n.registryStatus(snapshot),
+		Engine:    n.engine.status(),
 		Topology:  control.TopologyState{Source: source, ReadOnly: readOnly, UpdatedAt: topo.UpdatedAt, Error: n.members.Problem()},
 		Warnings:  n.warnings(),
 		Peers:     n.peers(topo),
 	}
 	if !self.RemovedAt.IsZero() {
 		s.State = "removed"
-		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers")
+		s.Warnings = append(s.Warnings, "this server was removed from the mesh at "+self.RemovedAt.Format(time.RFC3339)+": it has no peers; to take part again, run `jiji-node server add` with its entry on a member, and with that one's entry here")
 	}
 	if n.tunnel.Load() == nil {
 		s.State = "starting"
@@ -55,6 +56,21 @@ func (n api) Status() control.Status {
 	}
 	if s.Registry.Error != "" {
 		s.Warnings = append(s.Warnings, s.Registry.Error)
+	}
+	if s.Engine.Problem != "" {
+		s.Warnings = append(s.Warnings, "containers: "+s.Engine.Problem)
+	}
+	if s.Engine.Restart != "" {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("containers: %s was started before it was given the mesh's name server, so that its containers do not find names: %s", s.Engine.Kind, s.Engine.Restart))
+	}
+	for _, line := range s.Engine.Notes {
+		s.Warnings = append(s.Warnings, "containers: "+line)
+	}
+	for _, r := range s.Engine.Refused {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("container %s (%s) is not in the mesh: %s", r.Name, r.ID[:min(len(r.ID), 12)], r.Reason))
+	}
+	if c := n.cluster.Load(); c != nil {
+		s.Warnings = append(s.Warnings, c.agentsStatus(&s.Registry)...)
 	}
 	for _, r := range s.Registry.Skipped {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("registry: row %s of %s skipped: %s", r.Key, r.Table, r.Reason))
@@ -71,7 +87,7 @@ func (n api) peers(topo topology.Topology) []control.Peer {
 			device[p.Key] = p
 		}
 	}
-	states := n.monitor.Peers()
+	states, times := n.monitor.Peers(), n.times()
 	out := []control.Peer{}
 	if self, _ := topo.Self(n.key); !self.RemovedAt.IsZero() {
 		return out
@@ -81,7 +97,7 @@ func (n api) peers(topo topology.Topology) []control.Peer {
 			continue
 		}
 		d := device[s.Key]
-		p := control.Peer{Server: ServerOf(s), State: "unknown", Since: n.started, Endpoint: d.Endpoint, RxBytes: d.RxBytes, TxBytes: d.TxBytes, Changes: []control.PathChange{}}
+		p := control.Peer{Server: ServerOf(s), State: "unknown", Since: n.started, Endpoint: d.Endpoint, RTT: control.Duration(times[s.WireGuardIP]), RxBytes: d.RxBytes, TxBytes: d.TxBytes, Changes: []control.PathChange{}}
 		if !d.LastHandshake.IsZero() {
 			p.LastHandshake = &d.LastHandshake
 		}
@@ -157,6 +173,13 @@ func (n api) AddServers(ctx context.Context, entries []byte, source string) ([]c
 	if c == nil {
 		return AddEntries(n.members, entries, source, false)
 	}
+	if !n.members.Self().RemovedAt.IsZero() {
+		added, err := AddEntries(n.members, entries, source, false)
+		if err == nil {
+			poke(n.rejoined)
+		}
+		return added, err
+	}
 	if state := c.store.State(); !state.Up || !state.CaughtUp {
 		claimed, err := n.local.Meta(ctx, claimKey)
 		switch {
@@ -195,6 +218,8 @@ func AddEntries(m *membership.Membership, entries []byte, source string, free bo
 	for _, a := range added {
 		c := control.Added{Server: ServerOf(a.Server), Entry: string(topology.Entry(m.Topology(), a.Server)), Note: "unchanged"}
 		switch {
+		case a.Changed && a.Allocated && free && a.Renamed:
+			c.Note = fmt.Sprintf("added under another id, its own was taken; its node takes that and subnet %s when it joins", a.Server.Subnet)
 		case a.Changed && a.Allocated && free:
 			c.Note = fmt.Sprintf("added; its node takes subnet %s when it joins", a.Server.Subnet)
 		case a.Changed && a.Allocated:

@@ -20,6 +20,7 @@ import (
 
 	"github.com/acidtib/jiji-node/monitor"
 	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/membership"
 	"github.com/acidtib/jiji-node/node/peerlink"
 	"github.com/acidtib/jiji-node/node/topology"
@@ -31,18 +32,23 @@ import (
 )
 
 const (
-	claimKey   = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
-	agentRetry = 30 * time.Second  // after a state directory that the agent could not be prepared in
-	tokenLook  = 5 * time.Second   // how often the token's file is read
-	agentLook  = 5 * time.Second   // how often the agent is asked how it is
-	peerWait   = 3 * time.Second   // for a first session before the agent is started
-	peerLook   = 50 * time.Millisecond
-	askPeers   = 3                // how many peers are asked what they have
-	copiesLook = 10 * time.Second // how often a peer is asked for copies of this machine
+	claimKey      = "cluster_claimed" // of the file's notes: when this machine took its subnet, and which
+	agentRetry    = 30 * time.Second  // after a state directory that the agent could not be prepared in
+	tokenLook     = 5 * time.Second   // how often the token's file is read
+	agentLook     = 5 * time.Second   // how often the agent is asked how it is,
+	agentIdentify = time.Minute       // and what it is
+	peerWait      = 3 * time.Second   // for a first session before the agent is started
+	peerLook      = 50 * time.Millisecond
+	askPeers      = 3                // how many peers are asked what they have
+	copiesLook    = 10 * time.Second // how often a peer is asked for copies of this machine
 )
 
 // errMoved ends a node whose addresses are others now: it starts again.
 var errMoved = errors.New("addresses moved")
+
+// errRejoined ends a node that was removed, and told to take part again: it starts
+// again, with nothing that it knew as a member.
+var errRejoined = errors.New("rejoined")
 
 // A clusterPart is what runs while the registry is Corrosion.
 type clusterPart struct {
@@ -61,12 +67,19 @@ type clusterPart struct {
 	problem atomic.Pointer[string]             // why this machine is not in the registry as it should be; "" if it is
 	fault   atomic.Pointer[string]             // why the agent does not run; "" if it does
 	health  atomic.Pointer[agentHealth]
+	url     string                                     // of the agent's API
+	told    atomic.Pointer[map[wgkey.Public]toldAgent] // what peers said of their agents
 
 	claimed time.Time // of this machine's subnet; zero: not yet
 	gone    bool      // it was told that this machine is removed
 }
 
-type agentHealth struct{ members, gaps int }
+type agentHealth struct {
+	members, gaps int
+	sees          map[netip.AddrPort]bool    // gossip addresses of agents that it calls alive
+	missing       map[wgkey.Public]time.Time // since when it does not see agents that it ought to
+	lacks         shortfall
+}
 
 // openCluster prepares what the mode asks for. A registry that cannot be had is
 // no reason not to start.
@@ -93,7 +106,7 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 			cfg.URL = "http://" + n.cfg.Corrosion.API.String()
 		} else {
 			p.agent.Store(a)
-			cfg.URL, cfg.Token = a.URL(), a.Token()
+			cfg.URL, cfg.Token, cfg.Trust = a.URL(), a.Token(), a.Trust
 		}
 	} else if mode.TokenFile != "" {
 		token, err := readToken(mode.TokenFile)
@@ -103,13 +116,22 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 		}
 		p.token, cfg.Token = token, token
 	}
-	var err error
-	if p.client, err = corrosion.New(cfg); err != nil {
+	if err := p.open(ctx, cfg); err != nil {
 		return nil, err
 	}
+	return p, nil
+}
+
+// open makes the client and the store.
+func (p *clusterPart) open(ctx context.Context, cfg corrosion.Config) (err error) {
+	n := p.Node
+	p.url = cfg.URL
+	if p.client, err = corrosion.New(cfg); err != nil {
+		return err
+	}
 	self := n.members.Self()
-	if p.claimed, err = n.readClaim(ctx, self.Subnet); err != nil {
-		return nil, err
+	if p.claimed, err = n.readClaim(ctx, self); err != nil {
+		return err
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)
@@ -118,9 +140,19 @@ func (n *Node) newCluster(ctx context.Context, mode control.RegistryMode) (*clus
 	p.store, err = cluster.Open(ctx, cluster.Config{
 		Client: p.client, Local: n.local, ServerID: self.ID, Key: n.key, BootID: p.boot, Version: n.cfg.Version,
 		MTU: func() int { return int(n.mtu.Load()) }, Cached: cached, CachedVersions: versions, Peers: p.askPeers,
-		Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Held: true, Wrote: p.wrote, Log: n.log,
+		Others: func() bool { return len(p.peersOf(n.members.Topology())) > 0 }, Held: true, Wrote: p.wrote,
+		Blamed: p.blamed, Log: n.log,
 	})
-	return p, err
+	return err
+}
+
+// tooOld returns why the agent, which answers, is older than those that a node can
+// rely on; "" if it is not.
+func (p *clusterPart) tooOld(ctx context.Context) string {
+	if _, err := p.store.Versions(ctx); errors.Is(err, corrosion.ErrNoTable) {
+		return fmt.Sprintf("agent at %s has no table crsql_db_versions, so it is from before September 2025, and changes may not reach it: give it a newer version", p.url)
+	}
+	return ""
 }
 
 func (p *clusterPart) prepareAgent() (*agent.Agent, error) {
@@ -132,7 +164,7 @@ func (p *clusterPart) prepareAgent() (*agent.Agent, error) {
 	return agent.New(agent.Config{
 		Bin: c.Bin, Dir: filepath.Join(p.cfg.StateDir, agentDir), Socket: p.agentSocket(),
 		Gossip: gossip, Metrics: gossip, API: c.API, Bootstrap: p.bootstrap(),
-		Schema: map[string]string{"jiji.sql": registry.Schema}, Log: p.log,
+		Schema: map[string]string{"jiji.sql": registry.Schema}, Log: p.log, Holder: host.Holder, Listener: host.Listener,
 	})
 }
 
@@ -185,6 +217,8 @@ func (p *clusterPart) run(ctx context.Context) error {
 	g.Go(func() error { return p.cacheLoop(ctx) })
 	g.Go(func() error { return p.healthLoop(ctx) })
 	g.Go(func() error { return p.copiesLoop(ctx) })
+	g.Go(func() error { return p.versionsLoop(ctx) })
+	g.Go(func() error { return p.reunionLoop(ctx) })
 	g.Go(func() error {
 		p.runLink(ctx)
 		return nil
@@ -195,7 +229,7 @@ func (p *clusterPart) run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-p.store.Changed():
-				poke(p.storeChanged)
+				poke(p.namesChanged)
 				poke(p.cache)
 			}
 		}
@@ -279,6 +313,12 @@ func (p *clusterPart) awaitPeer(ctx context.Context) {
 	}
 }
 
+// blamed reports whether the log was told why the agent is of no use.
+func (p *clusterPart) blamed() bool {
+	fault, a := p.fault.Load(), p.agent.Load()
+	return fault != nil && *fault != "" || a != nil && (a.Complaint() != "" || a.State().LastExit != "") // one that is started again and again runs now and then
+}
+
 func (p *clusterPart) setFault(text string) { p.fault.Store(&text) }
 
 // runLink serves and tells peers, once the address is there.
@@ -294,7 +334,8 @@ func (p *clusterPart) runLink(ctx context.Context) {
 			Versions: func(ctx context.Context) (map[[16]byte]int64, error) {
 				return p.store.Versions(ctx)
 			},
-			Log: p.log,
+			Agent: p.ownAgent,
+			Log:   p.log,
 		})
 		if err == nil {
 			p.link.Store(l)
@@ -447,6 +488,8 @@ func (p *clusterPart) settleServers(ctx context.Context) error {
 		return nil
 	case !p.store.State().CaughtUp:
 		return nil
+	case taken.Removed:
+		return fmt.Errorf("this server was removed at %s, and no member has added it again: run `jiji-node server add` on one, with what `jiji-node init` prints here", self.RejoinedAfter.Format(time.RFC3339))
 	case p.claimed.IsZero():
 		return p.claim(ctx, rows, taken)
 	case taken.LostTo != "":
@@ -577,7 +620,7 @@ func (p *clusterPart) take(ctx context.Context, id, hostname string, subnet neti
 		return err
 	}
 	now := time.UnixMilli(time.Now().UnixMilli())
-	err = p.local.SetMeta(ctx, claimKey, fmt.Sprintf("%d %s", now.UnixMilli(), subnet))
+	err = p.local.SetMeta(ctx, claimKey, claimText(now, subnet, p.members.Self().RejoinedAfter))
 	if moved {
 		p.log.Info("addresses taken from the registry", "id", id, "subnet", subnet)
 		return errMoved
@@ -615,18 +658,37 @@ func (p *clusterPart) introduce(ctx context.Context, rows []membership.Row) erro
 	return nil
 }
 
-// readClaim returns when this machine took its subnet, zero if it has not.
-func (n *Node) readClaim(ctx context.Context, subnet netip.Prefix) (time.Time, error) {
+// claimText is the note of a claim: when, of which subnet, and after which removal
+// that this machine set aside, if any. Times are Unix ms of different clocks.
+func claimText(at time.Time, subnet netip.Prefix, rejoined time.Time) string {
+	text := fmt.Sprintf("%d %s", at.UnixMilli(), subnet)
+	if !rejoined.IsZero() {
+		text += fmt.Sprintf(" %d", rejoined.UnixMilli())
+	}
+	return text
+}
+
+// readClaim returns when this machine took its subnet, zero if it has not, or did as
+// the member that it was before it was removed.
+func (n *Node) readClaim(ctx context.Context, self topology.Server) (time.Time, error) {
 	text, err := n.local.Meta(ctx, claimKey)
 	if err != nil || text == "" {
 		return time.Time{}, err
 	}
-	ms, of, _ := strings.Cut(text, " ")
+	ms, rest, _ := strings.Cut(text, " ")
 	at, err := strconv.ParseInt(ms, 10, 64)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("registry file: note %s is %q, want milliseconds and a subnet", claimKey, text)
 	}
-	if of != subnet.String() { // it was given another since: it is new to that
+	of, rejoined, _ := strings.Cut(rest, " ")
+	want := ""
+	if !self.RejoinedAfter.IsZero() {
+		want = strconv.FormatInt(self.RejoinedAfter.UnixMilli(), 10)
+	}
+	switch {
+	case rejoined != want:
+		return time.Time{}, nil
+	case of != self.Subnet.String(): // it was given another since: it is new to that
 		return time.UnixMilli(time.Now().UnixMilli()), nil
 	}
 	return time.UnixMilli(at), nil
@@ -636,17 +698,21 @@ func (n *Node) readClaim(ctx context.Context, subnet netip.Prefix) (time.Time, e
 func (p *clusterPart) healthLoop(ctx context.Context) error {
 	tick := time.NewTicker(agentLook)
 	defer tick.Stop()
-	told := p.mode.URL == "" // of an agent of its own the node says why it does not run; of one that is lost the store says so
+	old, asked := "", time.Time{} // what was found of its version, and when
 	for {
 		ask, cancel := context.WithTimeout(ctx, agentLook)
-		h := &agentHealth{}
-		err := p.client.Query(ask, corrosion.SQL("SELECT foca_state FROM __corro_members"), func(cells []any) error {
+		h := &agentHealth{sees: map[netip.AddrPort]bool{}}
+		err := p.client.Query(ask, corrosion.SQL("SELECT foca_state, address FROM __corro_members"), func(cells []any) error {
 			var state struct{ State string }
-			if len(cells) != 1 {
-				return errors.New("want one cell")
+			if len(cells) != 2 {
+				return errors.New("want two cells")
 			}
 			if text, ok := cells[0].(string); ok && json.Unmarshal([]byte(text), &state) == nil && state.State == "Alive" {
 				h.members++
+				address, _ := cells[1].(string)
+				if at, err := netip.ParseAddrPort(address); err == nil {
+					h.sees[at] = true
+				}
 			}
 			return nil
 		})
@@ -660,23 +726,33 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 				return nil
 			})
 		}
-		if a := p.agent.Load(); err == nil && a != nil { // it answers: is it what is wanted?
-			fault := ""
-			if !p.store.State().Up {
+		if err == nil { // it answers: is it what is wanted?
+			if time.Since(asked) >= agentIdentify {
+				was := old
+				if old, asked = p.tooOld(ask), time.Now(); old != "" && was == "" {
+					p.log.Warn("agent is too old", "err", old)
+				}
+			}
+			fault := old
+			if a := p.agent.Load(); a != nil && !p.store.State().Up {
 				if err := a.Ready(ask); err != nil && ctx.Err() == nil {
 					fault = err.Error()
 				}
 			}
-			p.setFault(fault)
+			if p.mode.TokenFile == "" || p.token != "" { // else that is the fault
+				p.setFault(fault)
+			}
 		}
 		cancel()
 		if err != nil {
-			h = nil
-			if !told && ctx.Err() == nil {
-				p.log.Warn("agent does not answer as it should; going on with what is known", "url", p.mode.URL, "err", err)
+			h, asked = nil, time.Time{} // the store says why; what answers next may be another agent
+		} else {
+			was, now := agentHealth{}, time.Now()
+			if last := p.health.Load(); last != nil {
+				was = *last
 			}
+			h.missing, h.lacks = p.missing(h.sees, was.missing, now), was.lacks.next(h.gaps, now)
 		}
-		told = true
 		p.health.Store(h)
 		select {
 		case <-ctx.Done():

@@ -13,8 +13,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/monitor"
+	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/registry"
@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	convergeEvery = time.Minute      // puts back what somebody changed without news of it
+	convergeEvery = 55 * time.Second // puts back what somebody changed without news of it: all of it within a minute
 	tellLeaving   = 30 * time.Second // a removed server hears so through the mesh
 	convergeRetry = 2 * time.Second  // after a plan that could not be applied whole; twice as long each time it fails alike
 )
@@ -60,29 +60,46 @@ func (n *Node) converge(fresh, regular bool) error {
 	return err
 }
 
-// replan makes the plan anew, and has the name server answer by it. That is all
-// that a change of the catalog asks for.
+// replan makes the plan and the zone anew.
 func (n *Node) replan() error {
 	topo := n.members.Topology()
 	c := n.cluster.Load()
 	n.noteLeaving(topo)
-	n.plan = makePlan(topo, n.key, n.containers(), n.ipv6, c != nil, n.isLeaving, n.peerMTU)
-	n.plan.zone.Partial = c != nil && !c.store.Whole()
+	n.plan = makePlan(topo, n.key, n.ipv6, c != nil, n.isLeaving, n.peerMTU)
 	if c != nil {
 		c.setPeers(topo)
 	}
-	n.logRefused()
 	n.monitor.SetCandidates(n.plan.candidates)
-	n.serial++
-	n.plan.zone.Serial = n.serial
-	zone, err := dnsserver.NewZone(n.plan.zone)
+	return n.answer()
+}
+
+// answer has the name server answer by what is known now. That is all that a
+// change of the catalog, or of which servers are reached, asks for.
+func (n *Node) answer() error {
+	c := n.cluster.Load()
+	states := n.monitor.Peers()
+	changed, err := n.directory.update(view{
+		topo: n.members.Topology(), key: n.key, catalog: n.store().Snapshot(), partial: c != nil && !c.store.Whole(),
+		down:  func(key wgkey.Public) bool { return states[key].State == monitor.Down },
+		times: n.times(), rotate: n.cfg.RotateDNS,
+	})
 	if err != nil {
 		return fmt.Errorf("build zone: %w", err)
 	}
-	n.dns.SetZone(zone)
-	n.names.Store(int64(len(n.plan.zone.Names)))
-	n.plan.zone.Names = nil // the zone has them
+	if !changed {
+		return nil
+	}
+	n.logRefused()
+	n.dns.SetZone(n.directory.zone)
+	n.names.Store(int64(n.directory.zone.Len()))
 	return nil
+}
+
+// onPath is told of every event of the monitor.
+func (n *Node) onPath(e monitor.Event) {
+	if (e.From == monitor.Down) != (e.To == monitor.Down) {
+		poke(n.namesChanged)
+	}
 }
 
 // containers are those of the catalog.
@@ -107,14 +124,17 @@ func (n *Node) isLeaving(key wgkey.Public) bool { return time.Now().Before(n.lea
 
 // logRefused tells of containers that are not answered, once.
 func (n *Node) logRefused() {
-	was := n.refused.Load()
-	for _, r := range n.plan.refused {
-		if was == nil || !slices.Contains(*was, r) {
+	refused := n.directory.skipped
+	was := n.refused.Swap(&refused)
+	for _, r := range refused {
+		known := false
+		if was != nil {
+			_, known = slices.BinarySearchFunc(*was, r, bySkipped)
+		}
+		if !known {
 			n.log.Warn("container refused", "id", r.Key, "reason", r.Reason)
 		}
 	}
-	refused := n.plan.refused
-	n.refused.Store(&refused)
 }
 
 // convergeTunnel gives the tunnel the plan's peers, and its interface what
@@ -157,6 +177,7 @@ func (n *Node) reopen(ctx context.Context, g *errgroup.Group, regular bool) erro
 	}
 	n.tunnel.Store(t)
 	n.serveTunnel(ctx, g)
+	poke(n.resolverChanged)
 	n.repaired(fmt.Sprintf("interface %s was gone, made again", n.cfg.Interface))
 	if _, err := t.SetPeers(n.plan.peers); err != nil {
 		return fmt.Errorf("set peers: %w", err)
@@ -245,8 +266,20 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 				continue
 			}
 		case reply := <-n.downs:
-			reply <- n.takeDown()
-			return errDown
+			u := make(chan control.Undone, 1)
+			go func() { u <- n.takeDown(ctx) }()
+			for {
+				select {
+				case undone := <-u:
+					reply <- undone
+					return errDown
+				case <-alive: // an agent, and firewalls, take their time
+					n.notify(daemon.SdNotifyWatchdog)
+				}
+			}
+		case l := <-n.lifts:
+			n.lifted(l)
+			fresh = false
 		case err := <-n.lost:
 			if err = errors.Join(ignoreClosed(err), n.closeTunnel()); err != nil {
 				return err
@@ -258,10 +291,15 @@ func (n *Node) convergeLoop(ctx context.Context, g *errgroup.Group) error {
 			if c := n.cluster.Load(); c != nil {
 				poke(c.news)
 			}
-		case <-n.storeChanged:
-			if n.moving.Load() || !n.faulty() && n.replan() == nil {
+		case <-n.namesChanged:
+			if n.moving.Load() || !n.faulty() && n.answer() == nil {
 				continue
 			}
+		case <-n.timesChanged: // as often as once a second, so that nothing else is tried again with it
+			if n.moving.Load() || n.faulty() || n.answer() == nil {
+				continue
+			}
+		case <-n.registryChanged:
 		case <-n.hostChanged:
 			fresh = n.faulty()
 			poke(n.underlayChanged)
@@ -334,14 +372,21 @@ func (n *Node) faulty() bool {
 func (n *Node) observe() ([]monitor.Observed, error) {
 	t := n.tunnel.Load()
 	if t == nil {
-		return nil, tunnel.ErrClosed
+		return nil, monitor.ErrNoDevice
 	}
 	peers, err := t.Peers()
+	if errors.Is(err, tunnel.ErrClosed) {
+		return nil, monitor.ErrNoDevice
+	}
 	if err != nil {
 		return nil, err
 	}
+	states := n.monitor.Peers()
 	seen := make([]monitor.Observed, len(peers))
 	for i, p := range peers {
+		if states[p.Key].State == monitor.Down { // who sends to it sends again
+			t.Discard(p.Key)
+		}
 		seen[i] = monitor.Observed{Key: p.Key, Endpoint: p.Endpoint, LastHandshake: p.LastHandshake, RxBytes: p.RxBytes, TxBytes: p.TxBytes}
 	}
 	return seen, nil

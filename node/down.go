@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/acidtib/jiji-node/node/control"
@@ -55,7 +56,15 @@ func undo(stateDir, link string) (control.Undone, error) {
 	case err != nil:
 		return control.Undone{}, err
 	}
-	return undone(host.NewKeeper(undo).Undo(host.Engines, link, containerBridge)), nil
+	engines := leaveEngines(undo)
+	return joined(engines, undone(host.NewKeeper(undo).Undo(host.Engines, link, containerBridge))), nil
+}
+
+// joined is a, then b.
+func joined(a, b control.Undone) control.Undone {
+	return control.Undone{
+		Undone: slices.Insert(b.Undone, 0, a.Undone...), Kept: slices.Insert(b.Kept, 0, a.Kept...), Failed: slices.Insert(b.Failed, 0, a.Failed...),
+	}
 }
 
 // undone is u in the API's terms, with err, a line for each fault.
@@ -88,14 +97,20 @@ func (n api) Down(ctx context.Context) (control.Undone, error) {
 }
 
 // takeDown takes everything of ours off the host.
-func (n *Node) takeDown() control.Undone {
+func (n *Node) takeDown(ctx context.Context) control.Undone {
 	n.log.Info("going down: taking the network off the host")
+	n.endRegistry(ctx)
 	n.stopGuard()
+	n.stopEngine()
 	cerr := n.closeTunnel()
+	engines := leaveEngines(n.engine.undo)
 	u, err := n.keeper.Undo(host.Engines, n.cfg.Interface, containerBridge)
-	c := undone(u, errors.Join(cerr, err))
+	c := joined(engines, undone(u, errors.Join(cerr, err)))
 	if cerr == nil {
 		c.Undone = append([]string{fmt.Sprintf("interface %s removed", n.cfg.Interface)}, c.Undone...)
+	}
+	if p := n.cluster.Load(); p != nil && p.mode.URL != "" {
+		c.Kept = append(c.Kept, fmt.Sprintf("the Corrosion agent at %s is not ours: if it still runs, stop it, for its gossip leaves this machine in the clear now", p.mode.URL))
 	}
 	for _, what := range c.Undone {
 		n.log.Info("taken back", "what", what)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/acidtib/jiji-node/node/host"
@@ -25,22 +26,37 @@ func (n *Node) controlPorts() []uint16 {
 // wantedFirewall is the mesh as the firewall has to know it.
 func (n *Node) wantedFirewall() (firewall.Wanted, error) {
 	topo, self := n.members.Topology(), n.members.Self()
-	links, err := host.Links()
+	net, err := host.ReadNetwork()
 	if err != nil {
 		return firewall.Wanted{}, err
 	}
 	w := firewall.Wanted{
 		Link: n.cfg.Interface, Cluster: topo.Cluster, Management: ipplan.ManagementPrefix,
-		Subnet: self.Subnet, WireGuardIP: self.WireGuardIP, Bridge: bridgeOf(links, self.Subnet),
-		ForwardFrom: n.cfg.ForwardFrom, Masquerade: n.cfg.Masquerade,
+		Subnet: self.Subnet, WireGuardIP: self.WireGuardIP, Bridge: bridgeOf(net.Links, self.Subnet), Masquerade: n.cfg.Masquerade,
 		ListenPort: n.cfg.ListenPort, DNSPort: n.cfg.DNSPort, Control: n.controlPorts(),
 	}
-	ups, err := host.Uplinks()
-	for _, u := range ups {
-		w.Uplinks = append(w.Uplinks, u.Name)
+	for _, name := range n.cfg.ForwardFrom {
+		if name != w.Bridge { // which setFirewall tells
+			w.ForwardFrom = append(w.ForwardFrom, name)
+		}
 	}
-	slices.Sort(w.Uplinks)
-	return w, err
+	w.Uplinks = uplinkNames(net.Uplinks(w.Link, w.Bridge), net.Links, n.guard.wanted.Uplinks)
+	return w, nil
+}
+
+// uplinkNames are the names of the uplinks, and of those that were before and are down:
+// they come back, and what guards them should be there when they do.
+func uplinkNames(ups []host.Uplink, links []host.LinkInfo, before []string) (names []string) {
+	for _, u := range ups {
+		names = append(names, u.Name)
+	}
+	for _, l := range links {
+		if !l.Up && slices.Contains(before, l.Name) {
+			names = append(names, l.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // bridgeOf is the bridge that holds the subnet's gateway address, or the one
@@ -63,19 +79,29 @@ type guard struct {
 	obstacles []string        // what it does against the mesh all the same; one line each
 }
 
-// guardLoop keeps the firewall as it is wanted. It has a goroutine of its own
+// guardLoop keeps the firewall as it is wanted, and tries again what fails, after
+// 4 s and then twice as long each time. It has a goroutine of its own
 // because programs are started for it, which names must not wait for.
 func (n *Node) guardLoop(ctx context.Context) error {
 	tick := time.NewTicker(convergeEvery)
 	defer tick.Stop()
+	again := convergeRetry
 	for regular := true; ; {
 		n.setFirewall(true, regular)
 		regular = false
+		var retry <-chan time.Time
+		if again = min(2*again, convergeEvery); n.guard.fault == nil {
+			again = convergeRetry
+		} else {
+			retry = time.After(again)
+		}
 		for wait := true; wait; {
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-n.firewallChanged:
+				wait = false
+			case <-retry:
 				wait = false
 			case <-n.underlayChanged:
 				n.setFirewall(false, false)
@@ -87,8 +113,7 @@ func (n *Node) guardLoop(ctx context.Context) error {
 }
 
 // setFirewall brings the firewall to what is wanted now, if that is new, or
-// changed says that somebody may have changed it. What fails is tried again with
-// the next change or regular check.
+// changed says that somebody may have changed it.
 func (n *Node) setFirewall(changed, regular bool) {
 	g := &n.guard
 	w, err := n.wantedFirewall()
@@ -103,7 +128,9 @@ func (n *Node) setFirewall(changed, regular bool) {
 	}
 	g.fault = nil
 	if err != nil {
-		g.fault = []string{fmt.Sprintf("set firewall: %v", err)}
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			g.fault = append(g.fault, "set firewall: "+line)
+		}
 	}
 	if regular {
 		n.logEnded(&g.Fights)
@@ -112,6 +139,9 @@ func (n *Node) setFirewall(changed, regular bool) {
 		}
 	}
 	lines := slices.Concat(g.fault, g.obstacles)
+	if slices.Contains(n.cfg.ForwardFrom, w.Bridge) {
+		lines = append(lines, fmt.Sprintf("--forward-from %s names the containers' own bridge, from which they reach the mesh anyway: take it away", w.Bridge))
+	}
 	was := n.unguarded.Load()
 	for _, line := range lines {
 		if was == nil || !slices.Contains(*was, line) {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/acidtib/jiji-node/node/host"
@@ -26,4 +27,28 @@ func TestBridgeOf(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
+}
+
+// An uplink that goes down stays one until it is gone: a cable that comes and goes is no
+// reason to write the rules anew each time.
+func TestUplinkNames(t *testing.T) {
+	up := func(names ...string) (ups []host.Uplink, links []host.LinkInfo) {
+		for _, name := range names {
+			ups, links = append(ups, host.Uplink{Name: name}), append(links, host.LinkInfo{Name: name, Up: true})
+		}
+		return ups, links
+	}
+	check := func(what string, ups []host.Uplink, links []host.LinkInfo, before []string, want ...string) {
+		t.Helper()
+		if got := uplinkNames(ups, links, before); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	ups, links := up("eth1", "eth0")
+	check("at first", ups, links, nil, "eth0", "eth1")
+	down := []host.LinkInfo{{Name: "eth0", Up: true}, {Name: "eth1"}, {Name: "other"}}
+	check("one is down", ups[1:], down, []string{"eth0", "eth1"}, "eth0", "eth1")
+	check("one is down, and has its default route still", ups, down, []string{"eth0", "eth1"}, "eth0", "eth1")
+	check("one is renamed or gone", ups[1:], links[1:], []string{"eth0", "eth1"}, "eth0")
+	check("one is up and no uplink any more", ups[1:], links, []string{"eth0", "eth1"}, "eth0")
 }

@@ -40,7 +40,7 @@ func (n *Node) followUnderlay(t *tunnel.Tunnel) (changed bool, err error) {
 // followUplinks gives the tunnel the MTU that the uplinks leave for it now. Where
 // they leave too little it keeps the one it has, and status says why.
 func (n *Node) followUplinks(t *tunnel.Tunnel) error {
-	uplinks, err := host.Uplinks()
+	uplinks, err := host.Uplinks(n.cfg.Interface)
 	if err != nil {
 		return fmt.Errorf("read uplinks: %w", err)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/acidtib/jiji-node/node/host/journal"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/membership"
+	"github.com/acidtib/jiji-node/node/rtt"
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/registry"
@@ -58,6 +59,14 @@ type Config struct {
 	DNSPort     uint16           // required
 	MTU         int              // of the interface; 0: from the underlay
 	Upstreams   []netip.AddrPort // for names outside the mesh; none: the host's own
+	RotateDNS   bool             // names answer their containers in turn, whichever is nearest
+	HostDNS     bool             // this host's own programs are to find the mesh's names, where that takes no file of somebody else's
+
+	Engine        string // auto, docker, podman or NoEngine; required
+	RestartEngine bool   // where it has to be, for its containers to get the mesh's name server
+	EngineNetwork string // the network of the mesh's containers in it; required
+
+	StatusListen netip.AddrPort // of the status page; zero: none
 
 	Registry  control.RegistryMode // zero: as `registry use` chose, else the file
 	Corrosion CorrosionConfig
@@ -76,10 +85,12 @@ type Node struct {
 	members   *membership.Membership
 	key       wgkey.Public
 	private   wgkey.Private
-	local     *embedded.Store               // this server's own containers
+	local     *embedded.Store // this server's own containers
+	engine    *enginePart
 	cluster   atomic.Pointer[clusterPart]   // nil while the registry is the file alone
 	tunnel    atomic.Pointer[tunnel.Tunnel] // nil while there is none
 	monitor   *monitor.Monitor
+	rtt       *rtt.Prober // nil if nothing can be measured
 	dns       *dnsserver.Server
 	upstreams func() []netip.AddrPort
 	classes   *host.Classes
@@ -89,33 +100,43 @@ type Node struct {
 	fresh     bool   // nothing of the host was changed before, as far as is known
 	full      string // why the registry is one to read only; "": it is not
 
-	storeChanged    chan struct{}
+	namesChanged    chan struct{} // the catalog, or which servers answer
+	timesChanged    chan struct{} // round-trip times to them
+	registryChanged chan struct{} // another store has it
 	hostChanged     chan struct{}
 	firewallChanged chan struct{}
 	underlayChanged chan struct{}
+	resolverChanged chan struct{}                      // what names are asked by, or the interface that they are asked through
 	downs           chan chan<- control.Undone         // requests to take the network off the host
+	lifts           chan lift                          // calls to be made without the WireGuard IP
 	lost            chan error                         // how the tunnel ended
 	names           atomic.Int64                       // in the zone
 	refused         atomic.Pointer[[]registry.Skipped] // containers that are not answered
 	uses            chan use                           // requests to change the registry
 	reopened        chan struct{}                      // the registry is to be opened anew
+	quits           chan chan struct{}                 // the registry is to end; closed when it has
+	rejoined        chan struct{}                      // this machine, which was removed, is to take part again
 	moving          atomic.Bool                        // the node is about to start again with other addresses
 	fault           atomic.Pointer[string]             // why the plan is not applied whole; "" if it is
 	fights          atomic.Pointer[[]string]           // with other programs, one line each
 	unguarded       atomic.Pointer[[]string]           // what the firewall does not do as wanted, one line each
+	hostDNS         atomic.Pointer[hostDNS]            // nil before the first look, or without one
+	page            atomic.Pointer[string]             // why there is no status page; nil if there is one, or is to be none
 
 	mu       sync.Mutex
 	degraded []string // what the node does without, one line each; guarded by mu
 
 	// The rest is the converge loop's alone.
-	keeper  *host.Keeper
-	plan    plan
-	leaving map[wgkey.Public]time.Time // servers that were removed, and until when they are told
-	serial  uint32                     // of the zone
-	again   time.Duration              // until a plan that could not be applied whole is tried again
+	keeper    *host.Keeper
+	plan      plan
+	leaving   map[wgkey.Public]time.Time // servers that were removed, and until when they are told
+	directory directory
+	again     time.Duration // until a plan that could not be applied whole is tried again
 
 	guard     guard
 	stopGuard func() // ends guardLoop and waits for that
+
+	stopEngine func() // likewise the enginePart
 }
 
 // Run is the node, from preflight to clean shutdown, until ctx is done. An
@@ -123,17 +144,38 @@ type Node struct {
 func Run(ctx context.Context, cfg Config) error {
 	for {
 		err := run(ctx, cfg)
-		if !errors.Is(err, errMoved) {
+		switch {
+		case errors.Is(err, errMoved):
+			cfg.Log.Info("starting again with other addresses")
+		case errors.Is(err, errRejoined):
+			cfg.Log.Info("starting again as a member")
+		default:
 			return err
 		}
-		cfg.Log.Info("starting again with other addresses")
 	}
 }
 
-// run is Run until this machine's addresses move: then it returns errMoved.
+// run is Run until the node is to start again: then it returns errMoved or
+// errRejoined.
 func run(ctx context.Context, cfg Config) (err error) {
-	n := &Node{cfg: cfg, log: cfg.Log, started: time.Now(), serial: uint32(time.Now().Unix()),
-		storeChanged: make(chan struct{}, 1), leaving: map[wgkey.Public]time.Time{}, uses: make(chan use), reopened: make(chan struct{}, 1), hostChanged: make(chan struct{}, 1), firewallChanged: make(chan struct{}, 1), underlayChanged: make(chan struct{}, 1), downs: make(chan chan<- control.Undone), lost: make(chan error, 1)}
+	n := &Node{
+		cfg: cfg, log: cfg.Log, started: time.Now(), directory: directory{serial: uint32(time.Now().Unix())},
+		namesChanged:    make(chan struct{}, 1),
+		timesChanged:    make(chan struct{}, 1),
+		registryChanged: make(chan struct{}, 1),
+		hostChanged:     make(chan struct{}, 1),
+		firewallChanged: make(chan struct{}, 1),
+		underlayChanged: make(chan struct{}, 1),
+		resolverChanged: make(chan struct{}, 1),
+		reopened:        make(chan struct{}, 1),
+		rejoined:        make(chan struct{}, 1),
+		uses:            make(chan use),
+		quits:           make(chan chan struct{}),
+		downs:           make(chan chan<- control.Undone),
+		lifts:           make(chan lift),
+		lost:            make(chan error, 1),
+		leaving:         map[wgkey.Public]time.Time{},
+	}
 	n.log.Info("starting", "version", cfg.Version, "mode", "tun", "state_dir", cfg.StateDir)
 
 	lock, err := statefile.LockDir(cfg.StateDir)
@@ -192,6 +234,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return n.unlessStopped(ctx, err)
 	}
+	if n.engine, err = n.openEngine(ctx, undo); err != nil {
+		return n.unlessStopped(ctx, err)
+	}
 	n.log.Info("registry open", "mode", mode.Mode, "containers", store.Snapshot().Len())
 
 	leave = func() {}
@@ -199,6 +244,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	n.setFirewall(true, false)
+	n.engine.prepare(ctx)
 	t, err := n.openTunnel()
 	if err != nil {
 		return err
@@ -223,8 +269,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("start dns: %w", err)
 	}
 	n.monitor = monitor.New(monitor.Config{
-		Self: n.key, Peers: n.observe, Move: n.move, Ask: n.ask, Name: n.peerName, Log: n.log,
+		Self: n.key, Peers: n.observe, Move: n.move, Ask: n.ask, Report: n.onPath, Name: n.peerName, Log: n.log,
 	})
+	n.openRTT()
 	n.openCluster(ctx, mode)
 	n.settle(nil, true, true)
 	if !n.faulty() {
@@ -242,22 +289,24 @@ func run(ctx context.Context, cfg Config) (err error) {
 	})
 	g.Go(func() error { return n.dns.Run(carry) })
 	g.Go(func() error { return n.monitor.Run(carry) })
+	if n.rtt != nil {
+		g.Go(func() error { return n.rtt.Run(ctx) })
+	}
 	g.Go(func() error { return n.members.Follow(ctx) })
 	g.Go(func() error { return followUpstreams(carry) })
-	g.Go(func() error { return host.Watch(ctx, n.onHost) })
+	closed := n.closed()
+	g.Go(func() error { return host.Watch(ctx, closed, n.onHost) })
 	g.Go(func() error { return n.watchFirewall(ctx) })
-	guarding, stop := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	n.stopGuard = func() {
-		stop()
-		<-ended
+	if cfg.HostDNS {
+		g.Go(func() error { return n.watchResolved(ctx) })
+		g.Go(func() error { return n.hostDNSLoop(ctx) })
 	}
-	g.Go(func() error {
-		defer close(ended)
-		defer stop()
-		return n.guardLoop(guarding)
-	})
+	n.stopGuard = stoppable(ctx, g, n.guardLoop)
+	n.stopEngine = stoppable(ctx, g, n.engine.run)
 	g.Go(func() error { return control.Serve(ctx, socket, n.api(), n.log) })
+	if cfg.StatusListen.IsValid() {
+		g.Go(func() error { n.serveStatusPage(ctx); return nil })
+	}
 	n.serveTunnel(ctx, g)
 	g.Go(func() error { return n.convergeLoop(ctx, g) })
 	n.notify(daemon.SdNotifyReady)
@@ -269,6 +318,21 @@ func run(ctx context.Context, cfg Config) (err error) {
 		return nil
 	}
 	return err
+}
+
+// stoppable runs loop in g until ctx is done or stop is called, which waits for its end.
+func stoppable(ctx context.Context, g *errgroup.Group, loop func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	g.Go(func() error {
+		defer close(ended)
+		defer cancel()
+		return loop(ctx)
+	})
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // errDown ends a node that was told to take the network off the host.
@@ -379,6 +443,15 @@ func (n *Node) warnings() []string {
 	}
 	if tight := n.underlay.tight.Load(); tight != nil && *tight != "" {
 		lines = append(lines, *tight)
+	}
+	if h := n.hostDNS.Load(); h != nil {
+		lines = append(lines, h.fights...)
+		if h.fault != "" {
+			lines = append(lines, h.fault)
+		}
+	}
+	if p := n.page.Load(); p != nil {
+		lines = append(lines, *p)
 	}
 	if n.faulty() {
 		lines = append(lines, strings.Split(*n.fault.Load(), "\n")...)

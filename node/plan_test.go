@@ -11,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
-
-	"github.com/acidtib/jiji-node/dnsserver"
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/topology"
@@ -39,7 +36,7 @@ func TestPlanPeersAndRoutes(t *testing.T) {
 	gone, unallocated := server(3), server(4)
 	gone.RemovedAt = time.Now()
 	unallocated.Subnet, unallocated.WireGuardIP = netip.Prefix{}, netip.Addr{}
-	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, seq(), true, false, nobody, unlimited)
+	p := makePlan(mesh(server(0), server(1), server(2), gone, unallocated), server(0).Key, true, false, nobody, unlimited)
 	var got []string
 	for _, peer := range p.peers {
 		got = append(got, fmt.Sprint(peer.Key[0], peer.AllowedIPs, peer.Keepalive, p.candidates[peer.Key]))
@@ -66,7 +63,7 @@ func unlimited(wgkey.Public) int { return 0 }
 
 func TestPlanLimitsPeers(t *testing.T) {
 	limit := map[wgkey.Public]int{server(1).Key: 1232, server(2).Key: 1360}
-	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, seq(), true, false, nobody, func(k wgkey.Public) int { return limit[k] })
+	p := makePlan(mesh(server(0), server(1), server(2), server(3)), server(0).Key, true, false, nobody, func(k wgkey.Public) int { return limit[k] })
 	var got []int
 	for _, peer := range p.peers {
 		got = append(got, peer.MTU)
@@ -80,7 +77,7 @@ func TestPlanLimitsPeers(t *testing.T) {
 }
 
 func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
-	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, seq(), false, false, nobody, unlimited).routes {
+	for _, r := range makePlan(mesh(server(0), server(1)), server(0).Key, false, false, nobody, unlimited).routes {
 		if r.Dst.Addr().Is6() {
 			t.Errorf("route %v", r.Dst)
 		}
@@ -90,63 +87,8 @@ func TestPlanWithoutIPv6HasNoManagementRoutes(t *testing.T) {
 func TestPlanOfARemovedServerHasNoPeers(t *testing.T) {
 	me := server(0)
 	me.RemovedAt = time.Now()
-	if p := makePlan(mesh(me, server(1)), me.Key, seq(), true, false, nobody, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
+	if p := makePlan(mesh(me, server(1)), me.Key, true, false, nobody, unlimited); len(p.peers)+len(p.routes)+len(p.candidates) != 0 {
 		t.Errorf("got %+v", p)
-	}
-}
-
-func TestPlanNames(t *testing.T) {
-	at := func(id, service, project, instance, ip string, h registry.Health) registry.Container {
-		return registry.Container{ID: id, Service: service, Project: project, Instance: instance, ServerID: "web0", IP: netip.MustParseAddr(ip), Health: h}
-	}
-	elsewhere := func(id, server, ip string) registry.Container {
-		return registry.Container{ID: id, Service: "mail", ServerID: server, IP: netip.MustParseAddr(ip), Health: registry.Healthy}
-	}
-	p := makePlan(mesh(server(0), server(1)), server(0).Key, seq(
-		at("0123456789abcdef", "API", "shop", "blue", "10.210.0.10", registry.Healthy),
-		at("fedcba9876543210", "api", "", "", "10.210.0.11", registry.Healthy),
-		at("aaaaaaaaaaaaaaaa", "db", "", "", "10.210.0.12", registry.Unhealthy),
-		at("x.y", "db2", "", "", "10.210.0.13", registry.Starting),
-		elsewhere("remote", "web1", "10.210.1.10"),
-		elsewhere("refused", "web1", "10.210.0.20"),
-		elsewhere("unknown", "web9", "10.210.9.10"),
-	), true, false, nobody, unlimited)
-	if len(p.refused) != 1 || p.refused[0].Key != "refused" {
-		t.Errorf("refused are %+v, want the container with another server's address", p.refused)
-	}
-	got := map[string]string{}
-	for _, n := range p.zone.Names {
-		var ips []string
-		for _, a := range n.Addrs {
-			ips = append(ips, a.IP.String())
-		}
-		got[n.Owner] = strings.Join(ips, " ")
-		if n.PTR {
-			got[n.Owner] += " ptr"
-		}
-	}
-	want := map[string]string{
-		"web0.node": "10.210.0.1 " + server(0).ManagementIP.String() + " ptr",
-		"web1.node": "10.210.1.1 " + server(1).ManagementIP.String() + " ptr",
-		"api":       "10.210.0.10 10.210.0.11", "api.web0": "10.210.0.10 10.210.0.11",
-		"shop-api": "10.210.0.10", "shop-api-blue": "10.210.0.10",
-		"0123456789ab.api": "10.210.0.10 ptr", "fedcba987654.api": "10.210.0.11 ptr",
-		"db": "", "db.web0": "", "aaaaaaaaaaaa.db": " ptr",
-		"mail": "10.210.1.10", "mail.web1": "10.210.1.10", "remote.mail": "10.210.1.10 ptr",
-		"db2": "", "db2.web0": "", "x-y.db2": " ptr",
-	}
-	for name, w := range want {
-		if g, ok := got[name]; !ok || g != w {
-			t.Errorf("%s: %q, want %q", name, g, w)
-		}
-	}
-	for name := range got {
-		if _, ok := want[name]; !ok {
-			t.Errorf("unexpected name %s", name)
-		}
-	}
-	if p.zone.Server != "web0.node" || p.zone.Apex != "jiji" {
-		t.Errorf("zone of %s, apex %s", p.zone.Server, p.zone.Apex)
 	}
 }
 
@@ -243,7 +185,7 @@ func TestPlanTellsWhoLeaves(t *testing.T) {
 	gone.RemovedAt = time.Now()
 	lost.Subnet, lost.WireGuardIP = netip.Prefix{}, netip.Addr{}
 	for _, registered := range []bool{false, true} {
-		p := makePlan(mesh(server(0), gone, lost, server(3)), server(0).Key, seq(), true, registered, func(k wgkey.Public) bool { return k == gone.Key }, unlimited)
+		p := makePlan(mesh(server(0), gone, lost, server(3)), server(0).Key, true, registered, func(k wgkey.Public) bool { return k == gone.Key }, unlimited)
 		got := map[wgkey.Public]int{}
 		for _, peer := range p.peers {
 			got[peer.Key] = len(peer.AllowedIPs)
@@ -260,22 +202,5 @@ func TestPlanTellsWhoLeaves(t *testing.T) {
 				t.Errorf("registered %v: a route to the removed server: %v", registered, r)
 			}
 		}
-	}
-}
-
-// Names that are fine each may be too long together: that must not take the zone
-// away, which a row of any server could do then.
-func TestPlanSurvivesLongNames(t *testing.T) {
-	long := strings.Repeat("p", 40)
-	p := makePlan(mesh(server(0), server(1)), server(0).Key, seq(registry.Container{
-		ID: strings.Repeat("c", 128), Service: strings.Repeat("s", 63), Project: long, Instance: long, ServerID: "web1",
-		IP: netip.MustParseAddr("10.210.1.10"), Health: registry.Healthy,
-	}), true, false, nobody, unlimited)
-	zone, err := dnsserver.NewZone(p.zone)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := zone.Lookup(strings.Repeat("s", 63)+".jiji", dns.TypeA).Records; len(got) != 1 {
-		t.Errorf("the service has %q, want one address", got)
 	}
 }

@@ -47,12 +47,12 @@ func (n *Node) preflight() error {
 
 // survey looks for what stands in the way of a start, and for the MTU that the
 // machine allows. members is nil if the state cannot be used; own is the process
-// of this very node if it runs already. ports says to look at those of the
-// registry, too, which are had later than the others and may be taken until then.
+// of this very node if it runs already. ports says to look at those of registry and
+// status page, too, which are had later than the others and may be taken until then.
 func survey(cfg Config, members *membership.Membership, own int, ports bool) (problems []host.Problem, mtu int, err error) {
 	want := host.Want{
 		Link: cfg.Interface, ListenPort: cfg.ListenPort, DNSPort: cfg.DNSPort, Cluster: cfg.Cluster,
-		Socket: filepath.Join(cfg.RuntimeDir, control.SocketName), Own: own,
+		Socket: filepath.Join(cfg.RuntimeDir, control.SocketName), Own: own, Network: cfg.EngineNetwork,
 	}
 	var servers []topology.Server
 	if members != nil {
@@ -63,6 +63,9 @@ func survey(cfg Config, members *membership.Membership, own int, ports bool) (pr
 			want.Ports = registryPorts(cfg, self.ManagementIP)
 		}
 	}
+	if ports && cfg.StatusListen.IsValid() {
+		want.Ports = append(want.Ports, pagePort(cfg.StatusListen))
+	}
 	facts, err := host.Observe(want)
 	if err != nil {
 		return nil, 0, fmt.Errorf("observe this machine: %w", err)
@@ -71,7 +74,7 @@ func survey(cfg Config, members *membership.Membership, own int, ports bool) (pr
 	if err := statefile.CheckDir(cfg.StateDir); err != nil { // an orchestrator's volume may be like that
 		problems = append(problems, host.Problem{Kind: kindState, Text: fmt.Sprintf("state directory %v", err), Degraded: true})
 	}
-	mtu, err = host.MTU(facts.Uplinks(), ipv6Endpoints(servers), cfg.MTU)
+	mtu, err = host.MTU(facts.Uplinks(cfg.Interface), ipv6Endpoints(servers), cfg.MTU)
 	if err != nil {
 		problems = append(problems, host.Problem{Kind: kindMTU, Text: err.Error()})
 	}

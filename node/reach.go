@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,8 +16,8 @@ import (
 
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/node/usage"
-	"github.com/acidtib/jiji-node/registry"
 )
 
 // Resolve answers as the name server would, and says why.
@@ -47,16 +48,23 @@ func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolutio
 		return control.Resolution{}, fmt.Errorf("resolve %s: %w", name, err)
 	}
 	r := control.Resolution{Name: name, Type: strings.ToUpper(qtype), Source: "zone", Rcode: res.Rcode, Answers: append([]string{}, res.Records...), LeftOut: []string{}}
-	if !res.Ours {
+	switch {
+	case res.Ours:
+		if state := n.registryStatus(n.store().Snapshot()); state.State != "up" {
+			r.Registry, r.Since = state.State, state.Since
+		}
+	case res.Stale:
+		r.Source = fmt.Sprintf("stale cache (%v)", res.Upstream)
+	case res.Cached:
+		r.Source = fmt.Sprintf("cache (%v)", res.Upstream)
+	default:
 		r.Source = res.Upstream.String()
 	}
-	owner := strings.TrimSuffix(strings.ToLower(name), "."+strings.ToLower(domain)+".")
-	for c := range n.containers() {
-		for _, o := range ownerNames(*c) {
-			if strings.EqualFold(o, owner) && c.Health != registry.Healthy {
-				r.LeftOut = append(r.LeftOut, fmt.Sprintf("%s (%s): %s", c.IP, c.ID[:min(12, len(c.ID))], c.Health))
-			}
-		}
+	if res.Ours && r.Type == "A" && !n.cfg.RotateDNS {
+		r.Order = inOrder(res.Records, members(n.members.Topology()), n.members.Self().ID, n.times())
+	}
+	for _, c := range res.LeftOut {
+		r.LeftOut = append(r.LeftOut, fmt.Sprintf("%s (%s): %s", c.IP, c.ID, c.Reason))
 	}
 	switch {
 	case len(r.Answers) > 0:
@@ -68,6 +76,29 @@ func (n api) Resolve(ctx context.Context, name, qtype string) (control.Resolutio
 		r.Negative = "no answer"
 	}
 	return r, nil
+}
+
+// inOrder names the servers of A records and how near they are, in their order.
+func inOrder(records []string, servers []topology.Server, self string, times map[netip.Addr]time.Duration) []string {
+	var order []string
+	for _, record := range records {
+		ip, _ := netip.ParseAddr(record[strings.LastIndex(record, "\t")+1:])
+		for _, s := range servers {
+			if !s.Subnet.Contains(ip) {
+				continue
+			}
+			line := s.ID + " (not measured)"
+			if d := times[s.WireGuardIP]; s.ID == self {
+				line = s.ID + " (this server)"
+			} else if d > 0 {
+				line = fmt.Sprintf("%s (%.2f ms)", s.ID, d.Seconds()*1000)
+			}
+			if !slices.Contains(order, line) {
+				order = append(order, line)
+			}
+		}
+	}
+	return order
 }
 
 // Ping sends echo requests from this server's mesh address.

@@ -2,16 +2,12 @@ package node
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,20 +16,14 @@ import (
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/usage"
 	"github.com/acidtib/jiji-node/registry"
-	"github.com/acidtib/jiji-node/registry/cluster"
 	"github.com/acidtib/jiji-node/registry/embedded"
 )
 
 const (
-	modeKey   = "registry_mode" // of the registry file's notes: what `registry use` chose
-	cacheFile = "containers.json"
-	agentDir  = "corrosion" // of the agent that this node runs
+	modeKey  = "registry_mode" // of the registry file's notes: what `registry use` chose
+	agentDir = "corrosion"     // of the agent that this node runs
 
 	maxToken = 4096
-	maxCache = 256 << 20 // bytes
-
-	cacheRest  = 5 * time.Second // between two writings of the cache
-	cacheShare = 50              // at least that many times as long as one takes
 )
 
 // A CorrosionConfig says how a Corrosion agent is run and reached.
@@ -97,7 +87,8 @@ func UseRegistry(ctx context.Context, stateDir string, m *membership.Membership,
 	return StoreMode(ctx, local, mode)
 }
 
-// registryLoop runs the registry of the mode, and another one when told.
+// registryLoop runs the registry of the mode, and another one when told, or none any
+// more.
 func (n *Node) registryLoop(ctx context.Context, mode control.RegistryMode) error {
 	for {
 		running, stop := context.WithCancel(ctx)
@@ -119,8 +110,18 @@ func (n *Node) registryLoop(ctx context.Context, mode control.RegistryMode) erro
 			n.cluster.Store(nil)
 			n.openCluster(ctx, mode)
 			n.log.Info("registry changed", "mode", mode.Mode)
-			poke(n.storeChanged)
+			poke(n.registryChanged)
 			u.reply <- nil
+		case gone := <-n.quits:
+			stop()
+			if err := <-ended; err != nil {
+				n.log.Error("registry ended", "err", err)
+			}
+			close(gone)
+			return nil
+		case <-n.rejoined:
+			stop()
+			return errors.Join(<-ended, errRejoined)
 		case <-n.reopened:
 			stop()
 			if err := <-ended; err != nil {
@@ -128,9 +129,21 @@ func (n *Node) registryLoop(ctx context.Context, mode control.RegistryMode) erro
 			}
 			n.cluster.Store(nil)
 			n.openCluster(ctx, mode)
-			poke(n.storeChanged)
+			poke(n.registryChanged)
 		}
 		stop()
+	}
+}
+
+// endRegistry ends the registry, with the agent that this node runs: that needs the
+// interface to take its leave, and goes on sending without it, to wherever its packets
+// then get.
+func (n *Node) endRegistry(ctx context.Context) {
+	gone := make(chan struct{})
+	select {
+	case n.quits <- gone:
+		<-gone
+	case <-ctx.Done():
 	}
 }
 
@@ -147,7 +160,7 @@ func (n *Node) runRegistry(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-n.local.Changed():
-				poke(n.storeChanged)
+				poke(n.namesChanged)
 			}
 		}
 	})
@@ -231,8 +244,8 @@ func (n api) registryStatus(snapshot *registry.Snapshot) control.Registry {
 	if a := c.agent.Load(); a != nil && c.mode.URL == "" {
 		st := a.State()
 		r.Agent = &control.Agent{URL: a.URL(), Managed: true, Running: st.Running, PID: st.PID, Version: st.Version, Restarts: st.Restarts, LastExit: st.LastExit}
-		if !st.Running && st.LastExit != "" {
-			r.Error = "registry: agent: " + st.LastExit
+		if text := a.Complaint(); text != "" {
+			r.Error = "registry: agent: " + text
 		}
 	}
 	for _, text := range []*string{c.problem.Load(), c.fault.Load()} {
@@ -246,106 +259,4 @@ func (n api) registryStatus(snapshot *registry.Snapshot) control.Registry {
 		}
 	}
 	return r
-}
-
-// A cacheDoc is containers.json: others' containers as last known, for a start
-// without an agent. Its fields are the catalog's; some may be added.
-type cacheDoc struct {
-	Containers []control.Container `json:"containers"`
-	Versions   map[string]int64    `json:"versions,omitempty"` // that the agent had of each writer, by its site id in hexadecimal digits
-	WrittenAt  time.Time           `json:"writtenAt"`
-}
-
-func (n *Node) cachePath() string { return filepath.Join(n.cfg.StateDir, cacheFile) }
-
-// readCache returns what the last run knew. A file that cannot be read is none.
-func (n *Node) readCache() ([]registry.Container, cluster.Versions) {
-	text, _, err := statefile.Read(n.cachePath(), maxCache)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var doc cacheDoc
-	if err == nil {
-		err = json.Unmarshal(text, &doc)
-	}
-	if err != nil {
-		n.log.Warn("containers of other servers as last known cannot be read; waiting for the registry", "file", n.cachePath(), "err", err)
-		return nil, nil
-	}
-	var list []registry.Container
-	for _, v := range doc.Containers {
-		if c, err := cachedContainer(v); err == nil {
-			list = append(list, c)
-		}
-	}
-	versions := cluster.Versions{}
-	for site, version := range doc.Versions {
-		if id, err := hex.DecodeString(site); err == nil && len(id) == 16 {
-			versions[[16]byte(id)] = version
-		}
-	}
-	return list, versions
-}
-
-// cachedContainer is the reverse of containerOf.
-func cachedContainer(v control.Container) (registry.Container, error) {
-	c := registry.Container{ID: v.ID, Service: v.Service, Project: v.Project, Instance: v.Instance, Name: v.Name, ServerID: v.ServerID, IP: v.IP,
-		StartedAt: v.StartedAt, Health: registry.Health(v.Health), Failures: v.Failures, HealthPort: v.HealthPort, External: v.External}
-	if v.LastCheck != nil {
-		c.LastCheck = *v.LastCheck
-	}
-	for _, text := range v.Ports {
-		number, proto, _ := strings.Cut(text, "/")
-		n, err := strconv.ParseUint(number, 10, 16)
-		if err != nil {
-			return c, err
-		}
-		c.Ports = append(c.Ports, registry.Port{Number: uint16(n), Proto: proto})
-	}
-	return c.Normalize()
-}
-
-// cacheLoop keeps the file of others' containers.
-func (p *clusterPart) cacheLoop(ctx context.Context) error {
-	rest := time.NewTimer(0)
-	defer rest.Stop()
-	for failing := false; ; {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.cache:
-		}
-		select {
-		case <-ctx.Done():
-		case <-rest.C:
-		}
-		began := time.Now()
-		err := p.writeCache()
-		if err != nil && !failing {
-			p.log.Error("containers of other servers not written for the next start", "err", err)
-		}
-		failing = err != nil
-		rest.Reset(max(cacheRest, cacheShare*time.Since(began)))
-	}
-}
-
-func (p *clusterPart) writeCache() error {
-	if !p.store.Whole() {
-		return nil
-	}
-	doc := cacheDoc{Containers: []control.Container{}, Versions: map[string]int64{}, WrittenAt: time.Now().UTC().Truncate(time.Second)}
-	self := p.members.Self().ID
-	for c := range p.store.Snapshot().All() {
-		if c.ServerID != self {
-			doc.Containers = append(doc.Containers, containerOf(*c))
-		}
-	}
-	for site, version := range p.store.Seen() {
-		doc.Versions[hex.EncodeToString(site[:])] = version
-	}
-	text, err := json.Marshal(doc)
-	if err != nil {
-		return err
-	}
-	return statefile.Write(p.cachePath(), append(text, '\n'), 0o600)
 }

@@ -3,159 +3,42 @@ package node
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 
-	"github.com/acidtib/jiji-node/dnsserver"
-	"github.com/acidtib/jiji-node/node/ipplan"
+	"github.com/acidtib/jiji-node/node/fullmesh"
 	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/registry"
 	"github.com/acidtib/jiji-node/registry/cluster"
 	"github.com/acidtib/jiji-node/registry/corrosion"
 	"github.com/acidtib/jiji-node/registry/corrosion/agenttest"
 	"github.com/acidtib/jiji-node/registry/embedded"
-	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
-// The largest cluster: all that a /16 holds.
-const (
-	fullServers    = 256
-	fullContainers = 64768 // 253 on each server
-	fullServices   = 2000
-)
+const fullContainers = fullmesh.Containers
 
 // fullMesh is the servers of the largest cluster.
-func fullMesh() topology.Topology {
-	t := topology.Topology{Cluster: netip.MustParsePrefix(ipplan.DefaultCluster), Domain: "jiji"}
-	for n := range fullServers {
-		id := fmt.Sprintf("web%d", n)
-		s := topology.Server{ID: id, Hostname: id, Key: wgkey.Public{byte(n), 1}, Subnet: netip.MustParsePrefix(fmt.Sprintf("10.210.%d.0/24", n))}
-		s.WireGuardIP = ipplan.WireGuardIP(s.Subnet)
-		s.Endpoints = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 51820)}
-		s.ManagementIP = ipplan.Management(s.Key)
-		t.Servers = append(t.Servers, s)
-	}
-	return t
-}
+func fullMesh() topology.Topology { return fullmesh.Topology() }
 
-// fill writes the largest cluster's rows, as 256 agents would have.
-func fill(t *testing.T, c *corrosion.Client) {
-	t.Helper()
-	start := time.Now()
-	exec := func(statement string, params ...any) {
-		t.Helper()
-		if _, err := c.Exec(t.Context(), corrosion.SQL(statement, params...)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, s := range fullMesh().Servers {
-		exec(`INSERT INTO servers (id, hostname, subnet, wireguard_ip, wireguard_pubkey, management_ip, endpoints, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, 1)`,
-			s.ID, s.Hostname, s.Subnet.String(), s.WireGuardIP.String(), s.Key.String(), s.ManagementIP.StringExpanded(), registry.FormatEndpoints(s.Endpoints))
-	}
-	const some = 2000
-	for first := 0; first < fullContainers; first += some {
-		const numbers = `WITH RECURSIVE r(n) AS (SELECT ? UNION ALL SELECT n + 1 FROM r WHERE n < ?) `
-		last := min(first+some, fullContainers) - 1
-		exec(numbers+fmt.Sprintf(`INSERT INTO containers (id, service, server_id, ip, started_at, instance_id, health_status, last_health_check)
-			SELECT printf('%%012x%%052x', n * 7919, n), 'service' || (n %% %d), 'web' || (n / 253), '10.210.' || (n / 253) || '.' || (2 + n %% 253),
-				1700000000000 + n, NULL, 'healthy', 1700000000000 FROM r`, fullServices), first, last)
-		exec(numbers+`INSERT INTO jiji_containers (id, server_id, project, name, ports)
-			SELECT printf('%012x%052x', n * 7919, n), 'web' || (n / 253), 'shop', 'shop-' || n, '["8080/tcp"]' FROM r`, first, last)
-	}
-	t.Logf("%d servers and %d containers written in %v", fullServers, fullContainers, time.Since(start).Round(time.Second))
-}
-
-// A tap is a proxy in front of an agent that sees when its last byte came, and
-// can make the first reader of containers a slow one.
-type tap struct {
-	addr  string
-	last  atomic.Int64 // when the last byte came, in Unix nanoseconds
-	bytes atomic.Int64
-	slow  atomic.Bool // the next subscription to containers is read after a while
-}
-
-func newTap(t *testing.T, agent string) *tap {
+// newTap puts a tap in front of an agent, and returns its address.
+func newTap(t *testing.T, agent string) (*fullmesh.Tap, string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &tap{addr: l.Addr().String()}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { p.serve(ctx, c, agent) })
-		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		l.Close()
-		wg.Wait()
-	})
-	return p
-}
-
-func (p *tap) serve(ctx context.Context, c net.Conn, agent string) {
-	up, err := net.Dial("tcp", agent)
-	if err != nil {
-		c.Close()
-		return
-	}
-	up.(*net.TCPConn).SetReadBuffer(32 << 10)
-	stop := context.AfterFunc(ctx, func() { c.Close(); up.Close() })
-	defer stop()
-	var slow atomic.Bool
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		b := make([]byte, 64<<10)
-		for {
-			n, err := c.Read(b)
-			if bytes.HasPrefix(b[:n], []byte("POST /v1/subscriptions")) && bytes.Contains(b[:n], []byte("FROM containers")) {
-				slow.Store(p.slow.Swap(false))
-			}
-			if _, werr := up.Write(b[:n]); err != nil || werr != nil {
-				up.(*net.TCPConn).CloseWrite()
-				return
-			}
-		}
-	})
-	b := make([]byte, 256<<10)
-	for {
-		if slow.Swap(false) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(8 * time.Second): // not to wait for something: this is the fault
-			}
-		}
-		n, err := up.Read(b)
-		if n > 0 {
-			p.last.Store(time.Now().UnixNano())
-			p.bytes.Add(int64(n))
-		}
-		if _, werr := c.Write(b[:n]); err != nil || werr != nil {
-			break
-		}
-	}
-	c.Close()
-	up.Close()
-	wg.Wait()
+	tap := fullmesh.NewTap(l, func() (net.Conn, error) { return net.Dial("tcp", agent) })
+	t.Cleanup(tap.Close)
+	return tap, l.Addr().String()
 }
 
 // openFull opens the store of a server of the largest cluster.
@@ -245,17 +128,23 @@ func live() int64 {
 	return int64(m.HeapAlloc)
 }
 
+// withoutRace runs the test in a process without the race detector.
+func withoutRace(t *testing.T) {
+	t.Helper()
+	out, err := exec.Command("go", "test", "-count=1", "-v", "-timeout=5m", "-run=^"+t.Name()+"$", ".").CombinedOutput()
+	t.Logf("without the race detector:\n%s", out)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRegistryShow5FullCluster has the largest cluster in a real agent.
 func TestRegistryShow5FullCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes 64,768 containers, which takes a minute or two")
 	}
 	if raceBuilt { // times of a program that users run
-		out, err := exec.Command("go", "test", "-count=1", "-v", "-timeout=5m", "-run=^TestRegistryShow5FullCluster$", ".").CombinedOutput()
-		t.Logf("without the race detector:\n%s", out)
-		if err != nil {
-			t.Error(err)
-		}
+		withoutRace(t)
 		return
 	}
 	a := agenttest.Start(t, agenttest.Options{Schema: registry.Schema})
@@ -264,17 +153,21 @@ func TestRegistryShow5FullCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer direct.Close()
-	fill(t, direct)
-	proxy := newTap(t, strings.TrimPrefix(a.URL, "http://"))
-	full := func(v *registry.Snapshot) bool { return v.Len() == fullContainers }
+	start := time.Now()
 	topo := fullMesh()
+	if err := fullmesh.Fill(t.Context(), direct, topo.Servers); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d servers and %d containers written in %v", fullmesh.Servers, fullContainers, time.Since(start).Round(time.Second))
+	proxy, at := newTap(t, strings.TrimPrefix(a.URL, "http://"))
+	full := func(v *registry.Snapshot) bool { return v.Len() == fullContainers }
 
 	// The first subscriber of a statement who is slow is served a part and then
 	// told, without an error, that this was all.
 	t.Run("SlowFirstSnapshot", func(t *testing.T) {
-		proxy.slow.Store(true)
+		proxy.Slow()
 		var log syncBuffer
-		s := openFull(t, "http://"+proxy.addr, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		s := openFull(t, "http://"+at, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 		stop := runStore(t, s)
 		start := time.Now()
 		for !full(s.Snapshot()) {
@@ -305,7 +198,7 @@ func TestRegistryShow5FullCluster(t *testing.T) {
 	t.Run("SnapshotToZone", func(t *testing.T) {
 		var took time.Duration
 		for range 3 {
-			if took = snapshotToZone(t, proxy, topo, full); took <= time.Second {
+			if took = snapshotToZone(t, proxy, at, topo, full); took <= time.Second {
 				return
 			}
 		}
@@ -314,33 +207,31 @@ func TestRegistryShow5FullCluster(t *testing.T) {
 }
 
 // snapshotToZone measures from the last byte of a first snapshot to the zone.
-func snapshotToZone(t *testing.T, proxy *tap, topo topology.Topology, full func(*registry.Snapshot) bool) time.Duration {
+func snapshotToZone(t *testing.T, proxy *fullmesh.Tap, at string, topo topology.Topology, full func(*registry.Snapshot) bool) time.Duration {
 	before := live()
 	megabytes := func() float64 { return float64(live()-before) / 1e6 }
-	proxy.bytes.Store(0)
-	s := openFull(t, "http://"+proxy.addr, nil)
+	proxy.TakeBytes()
+	s := openFull(t, "http://"+at, nil)
 	stop := runStore(t, s)
 	defer stop()
 	start := time.Now()
 	snapshot := await(t, s, time.Minute, full)
 	published := time.Now()
-	p := makePlan(topo, topo.Servers[0].Key, snapshot.All(), true, true, nobody, unlimited)
-	planned := time.Now()
-	zone, err := dnsserver.NewZone(p.zone)
-	if err != nil {
+	var d directory
+	if _, err := d.update(view{topo: topo, key: topo.Servers[0].Key, catalog: snapshot, down: nobody}); err != nil {
 		t.Fatal(err)
 	}
+	zone := d.zone
 	made := time.Now()
-	last := time.Unix(0, proxy.last.Load())
-	t.Logf("%d bytes in %v; last byte to snapshot %v, plan %v, zone %v: %v in all", proxy.bytes.Load(), last.Sub(start).Round(time.Millisecond),
-		published.Sub(last), planned.Sub(published), made.Sub(planned), made.Sub(last))
+	last := proxy.Last()
+	t.Logf("%d bytes in %v; last byte to snapshot %v, zone %v: %v in all", proxy.TakeBytes(), last.Sub(start).Round(time.Millisecond),
+		published.Sub(last), made.Sub(published), made.Sub(last))
 	if got := zone.Lookup("service7.web0.jiji", dns.TypeA).Records; len(got) != 1 {
 		t.Errorf("service7.web0.jiji has %v, want one address", got)
 	}
-	p = plan{}
 	both := megabytes()
-	runtime.KeepAlive(zone)
-	zone = nil
+	runtime.KeepAlive(&d)
+	zone, d = nil, directory{}
 	t.Logf("heap: %.1f MB of store and zone, %.1f MB of the store", both, megabytes())
 	runtime.KeepAlive(s)
 	return made.Sub(last)

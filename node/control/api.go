@@ -28,6 +28,7 @@ type Status struct {
 	Interface Interface     `json:"interface"`
 	DNS       DNS           `json:"dns"`
 	Registry  Registry      `json:"registry"`
+	Engine    Engine        `json:"engine"`
 	Topology  TopologyState `json:"topology"`
 	Warnings  []string      `json:"warnings"` // what is degraded, one line each; empty if nothing
 	Peers     []Peer        `json:"peers"`    // in order of id
@@ -59,6 +60,14 @@ type DNS struct {
 	Names     int              `json:"names"` // owner names in the zone
 	Queries   uint64           `json:"queries"`
 	Refused   uint64           `json:"refused"`
+	Host      HostDNS          `json:"host"`
+}
+
+// A HostDNS says how programs on the server itself find names of the mesh.
+type HostDNS struct {
+	Configured string `json:"configured"`     // auto or off
+	By         string `json:"by"`             // "systemd-resolved" or "/etc/resolv.conf"; "" if nothing is known to
+	Hint       string `json:"hint,omitempty"` // what makes them find names where nothing does
 }
 
 // Where the catalog is kept.
@@ -100,12 +109,20 @@ type Registry struct {
 	Error      string     `json:"error,omitempty"` // what is wrong now
 
 	// With Corrosion:
-	Agent    *Agent   `json:"agent,omitempty"`
-	Members  int      `json:"members"`            // other agents that this one sees
-	Gaps     int      `json:"gaps"`               // versions that it knows of and has not got yet
-	Pending  int      `json:"pending"`            // own rows that are not written yet
-	FastLane bool     `json:"fastLane"`           // changes are read ahead of the subscriptions when a peer tells of them
-	NoTables []string `json:"noTables,omitempty"` // of ours, that the agent lacks
+	Agent    *Agent      `json:"agent,omitempty"`
+	Members  int         `json:"members"`            // other agents that this one sees
+	Agents   []PeerAgent `json:"agents,omitempty"`   // of the other servers whose nodes told, in order of id
+	Gaps     int         `json:"gaps"`               // versions that it knows of and has not got yet
+	Pending  int         `json:"pending"`            // own rows that are not written yet
+	FastLane bool        `json:"fastLane"`           // changes are read ahead of the subscriptions when a peer tells of them
+	NoTables []string    `json:"noTables,omitempty"` // of ours, that the agent lacks
+}
+
+// A PeerAgent is the Corrosion agent of another server, as its node tells.
+type PeerAgent struct {
+	Server  string `json:"server"`
+	Version string `json:"version,omitempty"` // empty: its node does not know
+	Seen    bool   `json:"seen"`              // this server's agent sees it where a node runs its agent
 }
 
 // An Agent is the Corrosion agent.
@@ -117,6 +134,29 @@ type Agent struct {
 	Version  string `json:"version,omitempty"`
 	Restarts int    `json:"restarts,omitempty"`
 	LastExit string `json:"lastExit,omitempty"` // why it ended last
+}
+
+// An Engine is the container engine whose containers are registered.
+type Engine struct {
+	Configured string             `json:"configured"`        // auto, docker, podman or none
+	Kind       string             `json:"kind"`              // docker or podman; "" if none was found
+	Version    string             `json:"version"`           // of it
+	Socket     string             `json:"socket"`            //
+	Up         bool               `json:"up"`                // it answers
+	Since      time.Time          `json:"since"`             // of Up
+	Network    string             `json:"network"`           // that containers have to be on
+	In         int                `json:"in"`                // containers that are in the mesh
+	Refused    []RefusedContainer `json:"refused"`           // that ask to be and are not
+	Restart    string             `json:"restart,omitempty"` // command without which its containers do not get the mesh's name server
+	Problem    string             `json:"problem,omitempty"` // why it is not up
+	Notes      []string           `json:"notes"`             // what is wrong otherwise, one line each
+}
+
+// A RefusedContainer is one that asks to be in the mesh and is not, and why.
+type RefusedContainer struct {
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
 }
 
 // A Skipped row is one that the node does not believe, and why.
@@ -140,6 +180,7 @@ type Peer struct {
 	State         string         `json:"state"` // "up", "suspect", "down", or "unknown" if it was never heard and nothing is left to ask
 	Since         time.Time      `json:"since"` // of State
 	Endpoint      netip.AddrPort `json:"endpoint"`
+	RTT           Duration       `json:"rtt,omitzero"` // through the tunnel, the least of the latest few; not there if none was answered
 	LastHandshake *time.Time     `json:"lastHandshake"`
 	RxBytes       uint64         `json:"rxBytes"`
 	TxBytes       uint64         `json:"txBytes"`
@@ -173,11 +214,17 @@ func (d *Duration) UnmarshalText(text []byte) error {
 type Resolution struct {
 	Name     string   `json:"name"` // the name that was asked after the search domain was applied
 	Type     string   `json:"type"`
-	Source   string   `json:"source"` // "zone", or the upstream servers that were asked
+	Source   string   `json:"source"` // "zone", or the upstream: "192.0.2.1:53", "cache (192.0.2.1:53)", "stale cache (192.0.2.1:53)"
 	Rcode    string   `json:"rcode"`
-	Answers  []string `json:"answers"`  // records in zone-file text, in the order of one answer
-	LeftOut  []string `json:"leftOut"`  // containers of the name that are not answered, and why
-	Negative string   `json:"negative"` // what an empty answer means here; empty if there are answers
+	Order    []string `json:"order,omitempty"` // the servers of these addresses, each once and with its round-trip time, unless that does not count
+	Answers  []string `json:"answers"`         // records in zone-file text, in the order of one answer
+	LeftOut  []string `json:"leftOut"`         // containers of the name that are not answered, and why
+	Negative string   `json:"negative"`        // what an empty answer means here; empty if there are answers
+
+	// Of the mesh's names, while the registry is not up: what changed on other
+	// servers since then may be missing.
+	Registry string     `json:"registry,omitempty"` // as in Registry.State
+	Since    *time.Time `json:"since,omitempty"`
 }
 
 // A PingRequest asks for echo requests through the tunnel.
@@ -202,6 +249,34 @@ type PingReply struct {
 	Avg    Duration   `json:"avg,omitempty"`
 	Max    Duration   `json:"max,omitempty"`
 	Error  string     `json:"error,omitempty"`
+}
+
+// A WatchRequest asks for the queries of names, as they are answered; zero fields
+// leave nothing out.
+type WatchRequest struct {
+	Name   string       `json:"name"`   // only this name and those below it
+	Client netip.Prefix `json:"client"` // only of clients in it
+	Every  int          `json:"every"`  // only one in as many of those
+}
+
+// A SeenQuery is one line of the stream of queries.
+type SeenQuery struct {
+	At        time.Time       `json:"at"`   // when it was read
+	Took      Duration        `json:"took"` // until its answer was given to the kernel
+	Client    netip.AddrPort  `json:"client"`
+	Proto     string          `json:"proto"` // "udp" or "tcp"
+	Name      string          `json:"name"`  // as it was asked; "" of what asks nothing
+	Type      string          `json:"type"`
+	Rcode     string          `json:"rcode"`
+	Source    string          `json:"source"`             // "mesh", "forwarded", or "refused" for it came from outside
+	Upstream  *netip.AddrPort `json:"upstream,omitempty"` // whose answer it is
+	Cached    bool            `json:"cached,omitempty"`   // that was given before
+	Stale     bool            `json:"stale,omitempty"`    // and past its time
+	Answers   int             `json:"answers"`            // records
+	Truncated bool            `json:"truncated,omitempty"`
+	Size      int             `json:"size"`            // bytes of the answer
+	Error     string          `json:"error,omitempty"` // why an upstream gave no newer answer, or none
+	Missed    uint64          `json:"missed"`          // queries so far that came too fast to be told
 }
 
 // A Setting is one configuration value and where it came from.
@@ -270,6 +345,9 @@ type Node interface {
 	Settings() []Setting
 	Resolve(ctx context.Context, name, qtype string) (Resolution, error)
 	Ping(ctx context.Context, r PingRequest, reply func(PingReply)) error
+	// Watch tells saw of queries until ctx is done, for which it returns nil, or saw
+	// fails. begun is called once it does.
+	Watch(ctx context.Context, r WatchRequest, begun func(), saw func(SeenQuery) error) error
 
 	Containers() []Container
 	Register(ctx context.Context, c Container) (Container, error)

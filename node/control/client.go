@@ -18,10 +18,16 @@ import (
 	"github.com/acidtib/jiji-node/node/usage"
 )
 
-const patience = 30 * time.Second // with a node that took the request
+const (
+	patience     = 30 * time.Second // with a node that took the request
+	downPatience = 2 * time.Minute  // it runs programs that may be slow, and bounds each of them
+)
 
 // ErrNotRunning says that no node answers on the socket.
 var ErrNotRunning = errors.New("no jiji-node is running")
+
+// ErrNoAnswer says that a node took the request and did not answer in time.
+var ErrNoAnswer = errors.New("it hangs, or was stopped by a signal")
 
 // A Client talks to the node whose runtime directory it was made for.
 type Client struct {
@@ -111,7 +117,7 @@ func (c *Client) UseRegistry(ctx context.Context, mode RegistryMode) (RegistryMo
 
 // Down has the node take the network off the host and end.
 func (c *Client) Down(ctx context.Context) (Undone, error) {
-	return call[Undone](ctx, c, http.MethodPost, "/v1/down", struct{}{})
+	return callWithin[Undone](ctx, c, downPatience, http.MethodPost, "/v1/down", struct{}{})
 }
 
 // Ping calls reply for each line of the stream until the last, which has Done set.
@@ -136,11 +142,40 @@ func (c *Client) Ping(ctx context.Context, r PingRequest, reply func(PingReply))
 	}
 }
 
+// Watch calls saw for each query until ctx is done, for which it returns nil, or saw
+// fails. begun is called once the node tells of them.
+func (c *Client) Watch(ctx context.Context, r WatchRequest, begun func(), saw func(SeenQuery) error) error {
+	res, err := c.do(ctx, http.MethodPost, "/v1/queries", r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	begun()
+	for d := json.NewDecoder(res.Body); ; {
+		var q SeenQuery
+		if err := d.Decode(&q); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("the node does not tell of queries any more: %w", err)
+		}
+		if err := saw(q); err != nil {
+			return err
+		}
+	}
+}
+
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
+	return callWithin[T](ctx, c, patience, method, path, body)
+}
+
+func callWithin[T any](ctx context.Context, c *Client, limit time.Duration, method, path string, body any) (T, error) {
 	var v T
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	res, err := c.do(ctx, method, path, body)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return v, fmt.Errorf("the node on %s does not answer within %s: %w", c.path, limit, ErrNoAnswer)
+	}
 	if err != nil {
 		return v, err
 	}
@@ -173,8 +208,6 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 		return nil, fmt.Errorf("%w: nothing answers on %s; start it with `jiji-node run`", ErrNotRunning, c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open %s: permission denied: be root, or a member of the group jiji", c.path)
-	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("the node on %s does not answer within %s: it hangs, or was stopped by a signal", c.path, patience)
 	case err != nil:
 		var inner *url.Error
 		if errors.As(err, &inner) {

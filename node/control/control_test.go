@@ -57,6 +57,23 @@ func (scripted) Ping(_ context.Context, r PingRequest, reply func(PingReply)) er
 	return nil
 }
 
+func (scripted) Watch(ctx context.Context, r WatchRequest, begun func(), saw func(SeenQuery) error) error {
+	if r.Every < 0 {
+		return usage.Errorf("every %d: want more", r.Every)
+	}
+	begun()
+	for i := uint64(0); ; i++ {
+		if err := saw(SeenQuery{Name: r.Name, Missed: i}); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // serve runs a scripted node and returns its client.
 func serve(t *testing.T) *Client {
 	t.Helper()
@@ -99,6 +116,30 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if added, err := c.AddServers(ctx, []byte("{} {}"), "file & co"); err != nil || added[0].Entry != "{} {}" || added[0].Note != "file & co" {
 		t.Errorf("added %+v, %v", added, err)
+	}
+}
+
+func TestWatchStreams(t *testing.T) {
+	c := serve(t)
+	if err := c.Watch(t.Context(), WatchRequest{Every: -1}, func() { t.Error("begun") }, nil); !usage.Is(err) {
+		t.Errorf("error of the input: %v", err)
+	}
+	begun, enough := false, errors.New("enough")
+	err := c.Watch(t.Context(), WatchRequest{Name: "api.jiji"}, func() { begun = true }, func(q SeenQuery) error {
+		if !begun || q.Name != "api.jiji" {
+			t.Errorf("begun is %v, query %+v", begun, q)
+		}
+		if q.Missed == 3 {
+			return enough
+		}
+		return nil
+	})
+	if err != enough {
+		t.Errorf("ended with %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.Watch(ctx, WatchRequest{}, cancel, func(SeenQuery) error { return nil }); err != nil {
+		t.Errorf("ended by its context with %v", err)
 	}
 }
 

@@ -219,6 +219,7 @@ func routes(n Node) http.Handler {
 		return n.Resolve(r.Context(), r.URL.Query().Get("name"), r.URL.Query().Get("type"))
 	}))
 	mux.HandleFunc("POST /v1/ping", ping(n))
+	mux.HandleFunc("POST /v1/queries", watch(n))
 	mux.HandleFunc("POST /v1/registry/use", post(n.UseRegistry))
 	mux.HandleFunc("POST /v1/down", post(func(ctx context.Context, _ struct{}) (Undone, error) { return n.Down(ctx) }))
 
@@ -264,11 +265,8 @@ func get[T any](answer func(*http.Request) (T, error)) http.HandlerFunc {
 
 func post[Q, A any](do func(context.Context, Q) (A, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		var q Q
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&q); err != nil {
-			fail(w, usage.Errorf("decode request: %w", err))
+		q, ok := decode[Q](w, r)
+		if !ok {
 			return
 		}
 		v, err := do(r.Context(), q)
@@ -276,12 +274,22 @@ func post[Q, A any](do func(context.Context, Q) (A, error)) http.HandlerFunc {
 	}
 }
 
+// decode returns what a request asks; if that cannot be read it says so in reply.
+func decode[Q any](w http.ResponseWriter, r *http.Request) (q Q, ok bool) {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&q); err != nil {
+		fail(w, usage.Errorf("decode request: %w", err))
+		return q, false
+	}
+	return q, true
+}
+
 // ping streams one JSON object per line, as the echoes come in.
 func ping(n Node) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		var q PingRequest
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q); err != nil {
-			fail(w, usage.Errorf("decode request: %w", err))
+		q, ok := decode[PingRequest](w, r)
+		if !ok {
 			return
 		}
 		out := json.NewEncoder(w)
@@ -295,6 +303,25 @@ func ping(n Node) http.HandlerFunc {
 			fail(w, err)
 		} else if err != nil {
 			_ = out.Encode(PingReply{Done: true, Error: err.Error()})
+		}
+	}
+}
+
+// watch streams one JSON object per line, for as long as the client listens.
+func watch(n Node) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		q, ok := decode[WatchRequest](w, r)
+		if !ok {
+			return
+		}
+		rc := http.NewResponseController(w)
+		_ = rc.SetReadDeadline(time.Time{}) // else the server does not notice after it that the client went away
+		out := json.NewEncoder(w)
+		err := n.Watch(r.Context(), q, func() { _ = rc.Flush() }, func(s SeenQuery) error {
+			return errors.Join(out.Encode(s), rc.Flush())
+		})
+		if usage.Is(err) {
+			fail(w, err)
 		}
 	}
 }

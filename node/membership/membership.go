@@ -401,7 +401,8 @@ type Added struct {
 }
 
 // Add puts the entries of text into the topology, all or none. If free, a
-// newcomer whose subnet another server has gets one that is free.
+// newcomer whose subnet another server has gets one that is free. A machine that
+// was removed takes part again: what else would it add others for?
 func (m *Membership) Add(source string, text []byte, free bool) ([]Added, error) {
 	if m.cfg.NetworkFile != "" {
 		return nil, usage.Errorf("the topology comes from %s, which jiji-node never writes: add the entry there", m.cfg.NetworkFile)
@@ -431,10 +432,27 @@ func (m *Membership) Add(source string, text []byte, free bool) ([]Added, error)
 		added = append(added, Added{Server: s, Renamed: e.ID != s.ID, Allocated: !e.Subnet.IsValid(), Changed: !next.Equal(t)})
 		t = next
 	}
+	if was, _ := known.Self(m.key.Public()); !was.RemovedAt.IsZero() {
+		if t, err = rejoin(t, was); err != nil {
+			return nil, err
+		}
+	}
 	if t.Equal(known) {
 		return added, nil
 	}
 	return added, m.set(t)
+}
+
+// rejoin makes this machine, which was removed, a member of t again.
+func rejoin(t topology.Topology, was topology.Server) (topology.Topology, error) {
+	again := was
+	again.RemovedAt, again.Subnet, again.WireGuardIP = time.Time{}, netip.Prefix{}, netip.Addr{}
+	t, self, err := topology.Add(t, topology.EntryDoc{Server: again}, now())
+	if err != nil {
+		return t, err
+	}
+	self.RejoinedAfter = was.RemovedAt
+	return t.With(self), nil
 }
 
 // giveWay moves this machine to a free subnet if e has its, and nobody knows of

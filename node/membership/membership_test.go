@@ -152,6 +152,37 @@ func TestRemoveLeavesATombstone(t *testing.T) {
 	}
 }
 
+// A machine that was removed is introduced like any other, and takes part again
+// when it is told of a member, after a restart too.
+func TestAddRejoins(t *testing.T) {
+	a, entry := machine(t, "web1", 0)
+	_, eb := machine(t, "web2", 1)
+	if _, err := a.Add("b", eb, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Remove("web1"); err != nil {
+		t.Fatal(err)
+	}
+	at := a.Self().RemovedAt
+	if now := topology.Entry(a.Topology(), a.Self()); string(now) != string(entry) {
+		t.Errorf("the entry was\n%s, is\n%s", entry, now)
+	}
+	if _, err := a.Add("b", eb, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Membership{a, mustOpen(t, a.cfg.Dir, nil)} {
+		if got := ids(m.Topology()); got != "web1=10.210.0.0/24, web2=10.210.1.0/24" {
+			t.Errorf("topology %s", got)
+		}
+		if self := m.Self(); at.IsZero() || !self.RejoinedAfter.Equal(at) {
+			t.Errorf("rejoined after %v, want %v", self.RejoinedAfter, at)
+		}
+	}
+	if _, err := a.Remove("web1"); err != nil || a.Self().RemovedAt.IsZero() {
+		t.Errorf("removed again: %+v, %v", a.Self(), err)
+	}
+}
+
 func TestSetEntry(t *testing.T) {
 	a, _ := machine(t, "web1", 0)
 	seven := 7

@@ -29,6 +29,7 @@ type Taken struct {
 	Replaced []topology.Server // that were known and whose id has another key now
 	Own      Row               // this machine's, zero if there is none to be believed, or only a tombstone
 	LostTo   string            // the server that this machine has to leave its subnet to, or, before it took one, that of Own; "" if none
+	Removed  bool              // the row of this machine is the tombstone that it set aside when it was told to take part again
 	IDOf     wgkey.Public      // the key of another server that has this machine's id; zero if none
 }
 
@@ -120,10 +121,15 @@ func mergeRows(known topology.Topology, v view, rows []Row) (topology.Topology, 
 		other, taken := ids[strings.ToLower(r.ID)]
 		switch {
 		case r.Key == v.self:
-			if strings.EqualFold(r.ID, own.ID) {
-				own.RemovedAt = r.RemovedAt
-				merged = merged.With(own)
+			if !strings.EqualFold(r.ID, own.ID) {
+				break
 			}
+			if own.RemovedAt.IsZero() && r.RemovedAt.Equal(own.RejoinedAfter) {
+				t.Removed = true
+				break
+			}
+			own.RemovedAt = r.RemovedAt
+			merged = merged.With(own)
 		case member: // an id that the server had before
 		case taken && other.Key != r.Key, strings.EqualFold(r.ID, own.ID): // somebody has the id now
 			merged.Servers = slices.DeleteFunc(slices.Clone(merged.Servers), func(s topology.Server) bool { return s.Key == r.Key })

@@ -40,6 +40,11 @@ func removed(r Row) Row {
 	return r
 }
 
+func rejoined(r Row, after int64) Row {
+	r.RejoinedAfter = at(after)
+	return r
+}
+
 // bare is a tombstone whose other cells never came.
 func bare(id string, key byte) Row {
 	return Row{Server: topology.Server{ID: id, Key: wgkey.Public{key}, RemovedAt: at(9)}}
@@ -92,6 +97,7 @@ func TestMergeRows(t *testing.T) {
 		lost    string
 		idOf    byte
 		own     string // id of the own row
+		gone    bool   // the own row is a tombstone that was set aside
 	}{
 		"no rows change nothing":   {known: []Row{web1, web2}, view: us, want: "web1=10.210.0.0/24, web2=10.210.1.0/24"},
 		"a newcomer":               {known: []Row{web1}, view: us, rows: []Row{web1, web2}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24", own: "web1"},
@@ -102,6 +108,9 @@ func TestMergeRows(t *testing.T) {
 		"a tombstone with lies": {known: []Row{web1}, view: us, want: "ghost=none removed, web1=10.210.0.0/24",
 			rows: []Row{removed(changed(row("ghost", 7, 1, 0), func(r *Row) { r.Subnet = netip.MustParsePrefix("10.0.0.0/8") }))}},
 		"own tombstone":                {known: []Row{web1, web2}, view: us, rows: []Row{removed(web1)}, want: "web1=10.210.0.0/24 removed, web2=10.210.1.0/24"},
+		"own tombstone, set aside":     {known: []Row{rejoined(web1, 9), web2}, view: us, rows: []Row{removed(web1)}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24", gone: true},
+		"own tombstone, a newer one":   {known: []Row{rejoined(web1, 8), web2}, view: us, rows: []Row{removed(web1)}, want: "web1=10.210.0.0/24 removed, web2=10.210.1.0/24"},
+		"own row after a tombstone":    {known: []Row{rejoined(web1, 9), web2}, view: us, rows: []Row{web1}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24", own: "web1"},
 		"own former id's tombstone":    {known: []Row{web1}, view: us, rows: []Row{removed(row("old", 1, 0, 1)), web1}, want: "web1=10.210.0.0/24", own: "web1"},
 		"another's former id":          {known: []Row{web1, web2}, view: us, rows: []Row{web2, removed(row("old", 2, 1, 1))}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24"},
 		"a tombstone of a key with id": {known: []Row{web1, web2}, view: us, rows: []Row{removed(row("WEB2", 3, 4, 1)), web2}, want: "web1=10.210.0.0/24, web2=10.210.1.0/24"},
@@ -156,6 +165,9 @@ func TestMergeRows(t *testing.T) {
 		}
 		if taken.LostTo != c.lost || taken.IDOf != (wgkey.Public{c.idOf}) || taken.Own.ID != c.own {
 			t.Errorf("%s: lost to %q, id of %v, own row %q; want %q, %v, %q", name, taken.LostTo, taken.IDOf, taken.Own.ID, c.lost, c.idOf, c.own)
+		}
+		if taken.Removed != c.gone {
+			t.Errorf("%s: removed %v, want %v", name, taken.Removed, c.gone)
 		}
 		if err := topology.Check(merged); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -126,3 +126,13 @@ func FuzzBoots(f *testing.F) {
 		}
 	})
 }
+
+func FuzzAgent(f *testing.F) {
+	f.Add([]byte(`{"version":"klukai 0.1.4","managed":true}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := parseAgent(b)
+		if err != nil && a != (Agent{}) || len(a.Version) > maxVersion || strings.ContainsAny(a.Version, "\n\x1b") {
+			t.Errorf("%+v, %v", a, err)
+		}
+	})
+}

@@ -22,6 +22,11 @@
 //
 //	GET /v1/boots?boot=<16 hexadecimal digits>
 //	{"others":[{"boot":"<16 hexadecimal digits>","ageMs":<since it said so last>}]}
+//
+// Agents of some versions do not understand each other. So nodes tell which they use:
+//
+//	GET /v1/agent
+//	{"version":"klukai 0.1.4","managed":true}
 package peerlink
 
 import (
@@ -55,6 +60,7 @@ type Config struct {
 	Peers    func() []netip.Addr                                   // management addresses of the members: whom to tell, and the only sources believed; required, called from several goroutines
 	Heard    func(from netip.Addr, n Notice)                       // called by the reading goroutine, has to return at once; nil: nobody listens
 	Versions func(ctx context.Context) (map[[16]byte]int64, error) // the version that this node's registry has, by writer; nil: peers are told that there is none
+	Agent    func() Agent                                          // what this node uses now; nil: peers are not told
 	Log      *slog.Logger                                          // nil: none
 }
 

@@ -461,6 +461,34 @@ func TestBoots(t *testing.T) {
 	}
 }
 
+func TestAgent(t *testing.T) {
+	here := netip.IPv6Loopback()
+	tells := Agent{Version: "corrosion 0.2.0-beta.0 (11edb1e2)", Managed: true}
+	l, _ := running(t, Config{Addr: freePort(t, here), Peers: peers(here), Agent: func() Agent { return tells }})
+	for _, want := range []Agent{tells, {}} {
+		tells = want
+		if got, err := l.Agent(t.Context(), here); err != nil || got != want {
+			t.Errorf("%+v, %v, want %+v", got, err, want)
+		}
+	}
+	silent, _ := running(t, Config{Addr: freePort(t, here), Peers: peers(here)})
+	if _, err := silent.Agent(t.Context(), here); err == nil || !strings.Contains(err.Error(), "tells nothing of its agent") {
+		t.Errorf("of a node that does not tell: %v", err)
+	}
+}
+
+func TestParseAgent(t *testing.T) {
+	for _, body := range []string{"", "null", "[]", "{}", `{"version":7}`, `{"version":null}`, `{"version":"a\nb"}`, `{"version":"\u001b[31m"}`,
+		`{"version":"` + strings.Repeat("x", maxVersion+1) + `"}`, `{"version":"x","managed":1}`} {
+		if a, err := parseAgent([]byte(body)); err == nil || a != (Agent{}) || len(err.Error()) > 300 {
+			t.Errorf("%.60s: %+v, %v", body, a, err)
+		}
+	}
+	if a, err := parseAgent([]byte(`{"version":"klukai 0.1.4","more":[]}`)); err != nil || a != (Agent{Version: "klukai 0.1.4"}) {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
 // Of a flood of boots a few are remembered, and none for ever.
 func TestGuestbook(t *testing.T) {
 	var g guestbook

@@ -159,8 +159,8 @@ func (l *Link) answer(ctx context.Context, streams net.Listener) error {
 func (l *Link) handle(w http.ResponseWriter, r *http.Request) {
 	fail := func(code int, text string) { http.Error(w, text, code) }
 	switch {
-	case r.URL.Path != versionsPath && r.URL.Path != bootsPath:
-		fail(http.StatusNotFound, "this node knows "+versionsPath+" and "+bootsPath+" only")
+	case r.URL.Path != versionsPath && r.URL.Path != bootsPath && r.URL.Path != agentPath:
+		fail(http.StatusNotFound, "this node knows "+versionsPath+", "+bootsPath+" and "+agentPath+" only")
 		return
 	case r.Method != http.MethodGet:
 		w.Header().Set("Allow", http.MethodGet)
@@ -168,6 +168,9 @@ func (l *Link) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	case r.URL.Path == bootsPath:
 		l.handleBoots(w, r)
+		return
+	case r.URL.Path == agentPath:
+		l.handleAgent(w)
 		return
 	case l.cfg.Versions == nil:
 		fail(http.StatusServiceUnavailable, "this node's registry has no versions")

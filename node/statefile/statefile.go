@@ -26,16 +26,30 @@ const maxTries = 100 // to get hold of the temporary file while others come and 
 // path is a symbolic link, the link is replaced. Concurrent writers of one path
 // take turns.
 func Write(path string, data []byte, mode fs.FileMode) error {
-	if err := replace(path, data, mode, func() error { return nil }); err != nil {
+	return WriteBy(path, mode, whole(data))
+}
+
+// WriteBy is Write of what content writes, which is not kept in memory. If content
+// fails, the file stays as it is.
+func WriteBy(path string, mode fs.FileMode, content func(io.Writer) error) error {
+	if err := replace(path, content, mode, func() error { return nil }); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
+// whole writes data.
+func whole(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
+}
+
 // Create is Write for a path that must not exist: of several processes that
 // create one path the first wins, the others get an error that wraps fs.ErrExist.
 func Create(path string, data []byte, mode fs.FileMode) error {
-	err := replace(path, data, mode, func() error {
+	err := replace(path, whole(data), mode, func() error {
 		switch _, err := os.Lstat(path); {
 		case err == nil:
 			return fs.ErrExist
@@ -51,9 +65,9 @@ func Create(path string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// replace writes data to the temporary file of path and renames that file to
+// replace writes content to the temporary file of path and renames that file to
 // path, if allowed returns nil once nobody else is at it.
-func replace(path string, data []byte, mode fs.FileMode, allowed func() error) error {
+func replace(path string, content func(io.Writer) error, mode fs.FileMode, allowed func() error) error {
 	dir, name := filepath.Split(path)
 	temp := dir + tempPrefix + name + tempSuffix
 	f, err := openTemp(temp, mode)
@@ -61,7 +75,7 @@ func replace(path string, data []byte, mode fs.FileMode, allowed func() error) e
 		return err
 	}
 	defer f.Close() // releases the lock, after the rename or removal
-	if err := fill(f, data, mode, allowed); err != nil {
+	if err := fill(f, content, mode, allowed); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
 	if err := os.Rename(temp, path); err != nil {
@@ -86,14 +100,14 @@ func Remove(path string) error {
 	return nil
 }
 
-func fill(f *os.File, data []byte, mode fs.FileMode, allowed func() error) error {
+func fill(f *os.File, content func(io.Writer) error, mode fs.FileMode, allowed func() error) error {
 	if err := allowed(); err != nil {
 		return err
 	}
 	if err := f.Chmod(mode); err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
+	if err := content(f); err != nil {
 		return err
 	}
 	return f.Sync()
@@ -108,7 +122,7 @@ func Room(dir string, size int) error {
 		return err
 	}
 	defer f.Close()
-	return errors.Join(fill(f, make([]byte, size), 0o600, func() error { return nil }), os.Remove(temp))
+	return errors.Join(fill(f, whole(make([]byte, size)), 0o600, func() error { return nil }), os.Remove(temp))
 }
 
 // openTemp opens the temporary file, empty and locked. What a killed writer

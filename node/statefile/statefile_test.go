@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -303,5 +304,30 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Content that fails half way leaves the file as it was, and nothing beside it.
+func TestWriteByFails(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state")
+	if err := Write(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fault := errors.New("half way")
+	err := WriteBy(path, 0o600, func(w io.Writer) error {
+		if _, err := io.WriteString(w, "new, but not"); err != nil {
+			t.Error(err)
+		}
+		return fault
+	})
+	if !errors.Is(err, fault) || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v, want one that names the file and why", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "old" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
+		t.Errorf("beside it: %v, %v", files, err)
 	}
 }

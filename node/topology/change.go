@@ -38,7 +38,7 @@ func Add(t Topology, e EntryDoc, now time.Time) (Topology, Server, error) {
 
 	if known >= 0 {
 		s.Hostname = cmp.Or(s.Hostname, t.Servers[known].Hostname)
-		s.rest = t.Servers[known].rest
+		s.rest, s.RejoinedAfter = t.Servers[known].rest, t.Servers[known].RejoinedAfter
 	}
 	if known >= 0 && s.Equal(t.Servers[known]) {
 		return t, s, nil

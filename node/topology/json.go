@@ -32,6 +32,7 @@ const (
 	fieldManagementIP
 	fieldEndpoints
 	fieldRemovedAt
+	fieldRejoinedAfter
 	fieldCluster
 	fieldDomain
 	fieldDiscovery
@@ -43,7 +44,7 @@ const (
 )
 
 var fieldNames = [fieldNone]string{
-	"id", "hostname", "subnet", "wireguardIp", "wireguardPublicKey", "managementIp", "endpoints", "removedAt",
+	"id", "hostname", "subnet", "wireguardIp", "wireguardPublicKey", "managementIp", "endpoints", "removedAt", "rejoinedAfter",
 	"clusterCidr", "serviceDomain", "discovery", "servers", "createdAt", "updatedAt", "topology",
 }
 
@@ -61,6 +62,7 @@ type (
 		ManagementIP string           `json:"managementIp"`
 		Endpoints    []netip.AddrPort `json:"endpoints"`
 		RemovedAt    string           `json:"removedAt,omitempty"`
+		Rejoined     string           `json:"rejoinedAfter,omitempty"`
 	}
 	jsonEntry struct {
 		jsonServer
@@ -108,8 +110,10 @@ func (t Topology) Marshal() []byte {
 	return indented(kept{jsonFile{kept{topo, t.rest}}, t.beside})
 }
 
-// Entry returns s as an entry of t, in the form that ParseEntries reads.
+// Entry returns s as an entry of t, in the form that ParseEntries reads. That s was
+// removed is not in it: with an entry a server is introduced.
 func Entry(t Topology, s Server) []byte {
+	s.RemovedAt, s.RejoinedAfter = time.Time{}, time.Time{}
 	return indented(jsonEntry{toJSON(s), prefixText(t.Cluster), t.Domain})
 }
 
@@ -118,7 +122,7 @@ func toJSON(s Server) jsonServer {
 	if endpoints == nil {
 		endpoints = []netip.AddrPort{}
 	}
-	return jsonServer{s.ID, s.Hostname, prefixText(s.Subnet), addrText(s.WireGuardIP), s.Key, addrText(s.ManagementIP), endpoints, timeText(s.RemovedAt)}
+	return jsonServer{s.ID, s.Hostname, prefixText(s.Subnet), addrText(s.WireGuardIP), s.Key, addrText(s.ManagementIP), endpoints, timeText(s.RemovedAt), timeText(s.RejoinedAfter)}
 }
 
 func indented(v any) []byte {
@@ -491,6 +495,7 @@ func (r *reader) server(rec record, i int) Server {
 	what := nameOf(i, s)
 	s.Hostname = r.text(rec, fieldHostname, what)
 	s.RemovedAt = r.time(rec, fieldRemovedAt, what)
+	s.RejoinedAfter = r.time(rec, fieldRejoinedAfter, what)
 	if text := r.text(rec, fieldKey, what); text != "" {
 		key, err := wgkey.ParsePublic(text)
 		if err != nil {

@@ -37,6 +37,10 @@ type Server struct {
 	Endpoints    []netip.AddrPort // in order of preference; empty for a server that nobody can dial
 	RemovedAt    time.Time        // zero: a member
 
+	// RejoinedAfter is the removal that this machine set aside when it was told to
+	// take part again: what others may still say of it is no news. Zero: none.
+	RejoinedAfter time.Time
+
 	rest string // as that of Topology
 }
 
@@ -90,7 +94,8 @@ func (t Topology) Equal(o Topology) bool {
 // Equal reports whether s and o say the same.
 func (s Server) Equal(o Server) bool {
 	return s.ID == o.ID && s.Hostname == o.Hostname && s.Subnet == o.Subnet && s.WireGuardIP == o.WireGuardIP &&
-		s.Key == o.Key && s.ManagementIP == o.ManagementIP && slices.Equal(s.Endpoints, o.Endpoints) && s.RemovedAt.Equal(o.RemovedAt) && s.rest == o.rest
+		s.Key == o.Key && s.ManagementIP == o.ManagementIP && slices.Equal(s.Endpoints, o.Endpoints) && s.RemovedAt.Equal(o.RemovedAt) &&
+		s.RejoinedAfter.Equal(o.RejoinedAfter) && s.rest == o.rest
 }
 
 // derive returns s with what follows from the rest of it and it does not say
