@@ -51,11 +51,17 @@ func (a *app) down(ctx context.Context) (u control.Undone, err error) {
 		return u, usage.Errorf("--state-dir %s: a node runs on this machine with another one: leave --state-dir out, or stop that node first", a.stateDir)
 	}
 	err = a.either(ctx, func() error {
-		if u, err = a.client().Down(ctx); err == nil {
-			return a.waitEnd(ctx)
+		_, err := a.client().Settings(ctx) // which a node answers at once, if ever
+		if err == nil {
+			if u, err = a.client().Down(ctx); err == nil {
+				return a.waitEnd(ctx)
+			}
 		}
-		if _, serr := a.client().Settings(ctx); errors.Is(serr, control.ErrNotRunning) {
-			return serr // it ended while it was asked
+		if errors.Is(err, control.ErrNoAnswer) {
+			return a.overIt(err)
+		}
+		if _, again := a.client().Settings(ctx); errors.Is(again, control.ErrNotRunning) {
+			return again // it ended while it was asked
 		}
 		return err
 	}, func() error {
@@ -67,6 +73,19 @@ func (a *app) down(ctx context.Context) (u control.Undone, err error) {
 		return err
 	})
 	return u, err
+}
+
+// overIt is err with how to go down without a node that hangs.
+func (a *app) overIt(err error) error {
+	lock, lerr := statefile.LockDir(a.stateDir)
+	if lerr == nil {
+		lock.Close()
+	}
+	var busy *statefile.InUseError
+	if errors.As(lerr, &busy) && busy.PID != 0 {
+		return fmt.Errorf("%w: `kill -9 %d`, and then this command again, takes the network off without it", err, busy.PID)
+	}
+	return err
 }
 
 // waitEnd waits until the node has left its state directory, and where that is

@@ -117,7 +117,7 @@ value came from. Exit code 2 means that what was typed or configured is wrong,
 	f.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.runCommand(), a.downCommand(), a.uninstallCommand(), a.initCommand(), a.serverCommand(), a.serviceCommand(), a.registryCommand(), a.statusCommand(),
-		a.resolveCommand(), a.pingCommand(), a.configCommand(), a.versionCommand())
+		a.resolveCommand(), a.queriesCommand(), a.pingCommand(), a.configCommand(), a.versionCommand())
 	addCompletion(root)
 	return root
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"runtime/debug"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,15 +14,12 @@ import (
 
 	"github.com/acidtib/jiji-node/node"
 	"github.com/acidtib/jiji-node/node/control"
+	"github.com/acidtib/jiji-node/node/engine"
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/ipplan"
 	"github.com/acidtib/jiji-node/node/usage"
 	"github.com/acidtib/jiji-node/registry/corrosion"
 )
-
-// gcPercent keeps the heap small: WireGuard makes a piece of garbage for each
-// received packet, beside buffers that live for ever and would let it grow.
-const gcPercent = 30
 
 // A runFlags is what `run` can be told.
 type runFlags struct {
@@ -33,10 +30,16 @@ type runFlags struct {
 	domain    string
 	dnsPort   uint16
 	upstreams []string
+	dnsHost   string
+	dnsOrder  string
 	mtu       int
 	forward   []string
 	nat       string
 	enabled   bool
+	engine    string
+	engineNet string
+	restart   bool
+	status    string
 	registry  registryFlags
 }
 
@@ -108,8 +111,14 @@ func (a *app) addRunFlags(f *pflag.FlagSet, r *runFlags) {
 	f.IntVar(&r.mtu, "mtu", 0, "MTU of the interface, 1280 to 8921 (default: what the underlay carries)")
 	f.Uint16Var(&r.dnsPort, "dns-port", 53, "UDP and TCP port of the name server on the WireGuard IP")
 	f.StringArrayVar(&r.upstreams, "dns-upstream", nil, "name server for names outside the mesh, IP or IP:PORT; may be repeated (default: the host's own)")
+	f.StringVar(&r.dnsOrder, "dns-order", "nearest", "nearest: a name answers this server's containers first, then by round-trip time, and equals in turn; rotate: all in turn")
+	f.StringVar(&r.dnsHost, "dns-host", "auto", "auto: have systemd-resolved, where it runs, ask the node for names of the mesh, so that programs on this server find them; off: leave that alone")
 	f.StringArrayVar(&r.forward, "forward-from", nil, "interface that may forward into the mesh and out of it; may be repeated")
 	f.StringVar(&r.nat, "nat", "identity", "identity: others see the containers' addresses; masquerade: they see the WireGuard IP")
+	f.StringVar(&r.engine, "engine", "auto", "container engine whose containers are registered: auto, docker, podman or none")
+	f.StringVar(&r.engineNet, "engine-network", "jiji-mesh", "the containers' network in the engine")
+	f.BoolVar(&r.restart, "restart-engine", false, "restart the engine where its containers would not get the mesh's name server else; containers may be restarted, too")
+	f.StringVar(&r.status, "status-listen", "127.0.0.1:9187", "IP:PORT of a page that shows the node's state, with /metrics, /healthz and /readyz, over HTTP without a password; off: none")
 	a.addRegistryFlags(f, &r.registry)
 	f.BoolVar(&r.enabled, "network-enabled", true, "false: report ready and end at once")
 }
@@ -153,11 +162,9 @@ touched at all.`,
 				ready, err := node.Check(cfg)
 				return errors.Join(printReadiness(cmd.OutOrStdout(), ready, asJSON), err)
 			}
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(gcPercent)
-			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			saveMemory(ctx)
 			return node.Run(ctx, cfg)
 		},
 	}
@@ -189,11 +196,26 @@ func printReadiness(w io.Writer, r node.Readiness, asJSON bool) error {
 	return err
 }
 
+// parseStatusListen returns where the status page is to be, zero for nowhere. It
+// is open to whoever reaches it, so that nobody gets it on all addresses.
+func (a *app) parseStatusListen(text string) (netip.AddrPort, error) {
+	if text == "off" {
+		return netip.AddrPort{}, nil
+	}
+	at, err := netip.ParseAddrPort(text)
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	if err != nil || at.Port() == 0 || at.Addr().IsUnspecified() || at.Addr().IsMulticast() {
+		return at, a.wrong("status-listen", fmt.Errorf("%q: want one address of this server and a port, such as 127.0.0.1:9187, or off", text))
+	}
+	return at, nil
+}
+
 // nodeConfig turns text into types.
 func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	cfg := node.Config{
 		StateDir: a.stateDir, RuntimeDir: a.runtimeDir, NetworkFile: r.network, Name: r.name,
-		Interface: a.link, ForwardFrom: r.forward, Masquerade: r.nat == "masquerade", ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
+		Interface: a.link, ForwardFrom: r.forward, Masquerade: r.nat == "masquerade", RotateDNS: r.dnsOrder == "rotate", HostDNS: r.dnsHost == "auto", ListenPort: a.listenPort, DNSPort: r.dnsPort, MTU: r.mtu,
+		Engine: r.engine, EngineNetwork: r.engineNet, RestartEngine: r.restart,
 		Version: version, Settings: a.settings(), Log: a.log,
 	}
 	err := a.registryConfig(r.registry, &cfg)
@@ -201,6 +223,9 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 		return cfg, err
 	}
 	if cfg.Endpoints, err = a.parseAddrs("endpoint", r.endpoints, a.listenPort); err != nil {
+		return cfg, err
+	}
+	if cfg.StatusListen, err = a.parseStatusListen(r.status); err != nil {
 		return cfg, err
 	}
 	if cfg.Upstreams, err = a.parseAddrs("dns-upstream", r.upstreams, 53); err != nil {
@@ -224,17 +249,28 @@ func (a *app) nodeConfig(r runFlags) (node.Config, error) {
 	switch {
 	case r.nat != "identity" && r.nat != "masquerade":
 		return cfg, usage.Errorf("--nat %q: want identity or masquerade", r.nat)
+	case r.dnsOrder != "nearest" && r.dnsOrder != "rotate":
+		return cfg, a.wrong("dns-order", fmt.Errorf("%q: want nearest or rotate", r.dnsOrder))
+	case r.dnsHost != "auto" && r.dnsHost != "off":
+		return cfg, a.wrong("dns-host", fmt.Errorf("%q: want auto or off", r.dnsHost))
+	case r.engine != "auto" && r.engine != string(engine.Docker) && r.engine != string(engine.Podman) && r.engine != node.NoEngine:
+		return cfg, a.wrong("engine", fmt.Errorf("%q: want auto, docker, podman or none", r.engine))
+	case !engine.IsNetworkName(r.engineNet):
+		return cfg, a.wrong("engine-network", fmt.Errorf("%q: want letters, digits, dots, hyphens and underscores, a letter or digit first", r.engineNet))
 	case a.listenPort == 0:
 		return cfg, a.wrong("listen-port", errors.New("0, want 1 to 65535: peers have to know it"))
 	case r.dnsPort == 0:
 		return cfg, a.wrong("dns-port", errors.New("0, want 1 to 65535: containers have to know it"))
-	case badInterface(a.link):
-		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 characters without slash, colon, percent sign or space", a.link))
+	case !newInterface.MatchString(a.link) || slices.Contains([]string{".", "..", "lo", "all", "default"}, a.link): // the last two are the kernel's words for all of them
+		return cfg, a.wrong("interface", fmt.Errorf("%q: want 1 to 15 letters, digits, dots, dashes or underscores, and none of the names that the kernel keeps for itself", a.link))
 	case r.mtu != 0 && (r.mtu < 1280 || r.mtu > 8921):
 		return cfg, a.wrong("mtu", fmt.Errorf("%d, want 1280 to 8921", r.mtu))
 	}
 	return cfg, nil
 }
+
+// newInterface is the name of an interface that everybody can handle. Others exist.
+var newInterface = regexp.MustCompile(`^[A-Za-z0-9._-]{1,15}$`)
 
 func badInterface(name string) bool {
 	return name == "" || len(name) > 15 || strings.HasSuffix(name, "+") || strings.ContainsAny(name, "/ \t\n\v\f\r\"'\\!:%")

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -88,7 +90,9 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	fmt.Fprintf(w, "  public key %s\n", s.Server.Key)
 	fmt.Fprintf(w, "  topology   %s, domain %s, %d servers, from %s\n", s.Cluster, s.Domain, len(s.Peers)+1, s.Topology.Source)
 	fmt.Fprintf(w, "  dns        %s, %d names, %d queries, upstreams: %s\n", join(s.DNS.Listen), s.DNS.Names, s.DNS.Queries, orNone(join(s.DNS.Upstreams)))
+	fmt.Fprintf(w, "  host dns   %s\n", hostDNSLine(s.DNS.Host))
 	fmt.Fprintf(w, "  registry   %s\n", registryLine(s.Registry, now))
+	fmt.Fprintf(w, "  containers %s\n", engineLine(s.Engine, now))
 	for _, line := range s.Warnings {
 		fmt.Fprintf(w, "  warning    %s\n", line)
 	}
@@ -101,21 +105,37 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		return err
 	}
 	fmt.Fprintln(w)
-	t := table(w, "PEER", "STATE", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "SUBNET", "LAST CHANGE")
+	t := table(w, "PEER", "STATE", "ENDPOINT", "RTT", "HANDSHAKE", "RECEIVED", "SENT", "SUBNET", "LAST CHANGE")
 	for _, p := range s.Peers {
-		handshake, endpoint, change := "never", "none", ""
+		handshake, endpoint, rtt, change := "never", "none", "none", ""
 		if p.LastHandshake != nil {
 			handshake = ago(*p.LastHandshake, now)
 		}
 		if p.Endpoint.IsValid() {
 			endpoint = p.Endpoint.String()
 		}
+		if p.RTT > 0 {
+			rtt = millis(p.RTT)
+		}
 		if n := len(p.Changes); n > 0 {
 			change = ago(p.Changes[n-1].At, now) + ": " + p.Changes[n-1].Reason
 		}
-		t.row(p.ID, p.State, endpoint, handshake, size(p.RxBytes), size(p.TxBytes), p.Subnet.String(), change)
+		t.row(p.ID, p.State, endpoint, rtt, handshake, humanize.IBytes(p.RxBytes), humanize.IBytes(p.TxBytes), p.Subnet.String(), change)
 	}
 	return t.flush()
+}
+
+// hostDNSLine says in one line how programs on the server find names of the mesh.
+func hostDNSLine(h control.HostDNS) string {
+	switch {
+	case h.Configured == "off":
+		return "left alone"
+	case h.By != "":
+		return "by " + h.By
+	case h.Hint != "":
+		return h.Hint
+	}
+	return "not known" // yet, or a warning says why
 }
 
 // registryLine is the state of the registry in one line.
@@ -148,6 +168,23 @@ func registryLine(r control.Registry, now time.Time) string {
 	return line
 }
 
+// engineLine is the state of the container engine in one line.
+func engineLine(e control.Engine, now time.Time) string {
+	switch {
+	case e.Configured == "none":
+		return "registered by hand only"
+	case e.Kind == "" && e.Problem == "":
+		return "no engine here"
+	case e.Kind == "":
+		return "no engine is followed"
+	}
+	state := "up"
+	if !e.Up {
+		state = "away"
+	}
+	return fmt.Sprintf("%s %s, %s since %s, network %s, %d in the mesh, %d refused", e.Kind, e.Version, state, ago(e.Since, now), e.Network, e.In, len(e.Refused))
+}
+
 func orNone(text string) string {
 	if text == "" {
 		return "none"
@@ -176,8 +213,14 @@ func (a *app) resolveCommand() *cobra.Command {
 			if r.Negative != "" {
 				fmt.Fprintln(w, "  "+r.Negative)
 			}
+			if len(r.Order) > 1 {
+				fmt.Fprintln(w, "  order: "+strings.Join(r.Order, ", "))
+			}
 			for _, line := range r.LeftOut {
 				fmt.Fprintln(w, "  left out: "+line)
+			}
+			if r.Registry != "" {
+				fmt.Fprintf(w, "  the registry is %s since %s: changes on other servers may be missing\n", r.Registry, ago(*r.Since, time.Now()))
 			}
 			return nil
 		},

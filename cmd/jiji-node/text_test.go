@@ -1,9 +1,31 @@
 package main
 
 import (
+	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/acidtib/jiji-node/node/control"
 )
+
+func TestQueryLine(t *testing.T) {
+	upstream := netip.MustParseAddrPort("192.0.2.53:53")
+	at := time.Date(2026, 1, 31, 12, 0, 0, 5e6, time.Local)
+	client := netip.MustParseAddrPort("10.210.0.10:40000")
+	for want, q := range map[string]control.SeenQuery{
+		"12:00:00.005  10.210.0.10:40000/udp  api.jiji. A  NOERROR, 2 answers, 90 bytes in 41µs, mesh\n": {
+			At: at, Client: client, Proto: "udp", Name: "api.jiji.", Type: "A", Rcode: "NOERROR", Answers: 2, Size: 90, Took: control.Duration(41234), Source: "mesh",
+		},
+		"12:00:00.005  10.210.0.10:40000/tcp  - A  SERVFAIL, 0 answers, 12 bytes in 2s, forwarded by 192.0.2.53:53, cached, stale, truncated, timeout\n": {
+			At: at, Client: client, Proto: "tcp", Type: "A", Rcode: "SERVFAIL", Size: 12, Took: control.Duration(2 * time.Second), Source: "forwarded",
+			Upstream: &upstream, Cached: true, Stale: true, Truncated: true, Error: "timeout",
+		},
+	} {
+		if got := queryLine(q); got != want {
+			t.Errorf("got  %swant %s", got, want)
+		}
+	}
+}
 
 func TestAgo(t *testing.T) {
 	now := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
@@ -27,25 +49,5 @@ func TestAgo(t *testing.T) {
 	}
 	if got := ago(time.Time{}, now); got != "never" {
 		t.Errorf("no time: %q, want never", got)
-	}
-}
-
-func TestSize(t *testing.T) {
-	for n, want := range map[uint64]string{
-		0:             "0 B",
-		1023:          "1023 B",
-		1024:          "1.0 KiB",
-		1536:          "1.5 KiB",
-		1<<20 - 1:     "1.0 MiB",
-		1 << 20:       "1.0 MiB",
-		5 << 30:       "5.0 GiB",
-		1 << 40:       "1.0 TiB",
-		3000 << 40:    "3000.0 TiB",
-		1<<64 - 1:     "16777216.0 TiB",
-		100*1024 + 52: "100.1 KiB",
-	} {
-		if got := size(n); got != want {
-			t.Errorf("%d: %q, want %q", n, got, want)
-		}
 	}
 }
