@@ -42,8 +42,9 @@ quick: ## vet and test what changed, without the lab
 
 test: deps lint cross ## everything that has to pass, the lab and real agents too; as root
 	agent=$$(.ci/corrosion); export JIJI_TEST_CORROSION=$$agent; \
+	debian=$$(.ci/debian); export JIJI_TEST_DEBIAN=$$debian; \
 	go test -race -timeout 15m $(UNIT); \
-	JIJI_LAB_RACE=1 go test -race -timeout 25m -p 1 ./integration/...
+	JIJI_LAB_RACE=1 go test -race -timeout 34m -p 1 ./integration/...
 
 lint: ## gofmt, vet, staticcheck, govulncheck
 	@files=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \

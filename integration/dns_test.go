@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -37,11 +39,11 @@ func TestDNSAnswersInTheMesh(t *testing.T) {
 		question string // of dig
 		want     string // rcode, flag of authority, answers, and the type of the authority section's record
 	}{
-		{"api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
-		{"API.Jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
-		{"+search api", "NOERROR aa 10.210.0.10 10.210.0.11"},
-		{"+tcp api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
-		{"+noedns api.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
+		{"api.jiji", "NOERROR aa 10.210.0.10"}, // its own project's
+		{"API.Jiji", "NOERROR aa 10.210.0.10"},
+		{"+search api", "NOERROR aa 10.210.0.10"},
+		{"+tcp api.jiji", "NOERROR aa 10.210.0.10"},
+		{"+noedns api.jiji", "NOERROR aa 10.210.0.10"},
 		{"shop-api.jiji", "NOERROR aa 10.210.0.10"},
 		{"api.web1.jiji", "NOERROR aa 10.210.0.10 10.210.0.11"},
 		{"0123456789ab.api.jiji", "NOERROR aa 10.210.0.10"},
@@ -77,9 +79,144 @@ func TestDNSAnswersInTheMesh(t *testing.T) {
 	}
 }
 
+// TestDNSShow1Resolvers: whatever program asks in a container, it gets the same.
+func TestDNSShow1Resolvers(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	outside := m.Server("outside").On(m.lan)
+	startResolver(t, outside, "192.0.2.1")
+	web1.SetResolvers(outside.Addr(m.lan))
+	m.startAll()
+	a := web1.Container("a", "10.210.0.10")
+	for _, args := range [][]string{
+		{"api", "--ip", "10.210.0.11", "--project", "shop", "--id", "0123456789abcdef"},
+		{"api", "--ip", "10.210.0.12", "--project", "shop", "--instance", "2"},
+		{"one", "--ip", "10.210.0.13"},
+		{"sick", "--ip", "10.210.0.14", "--health", "unhealthy"},
+	} {
+		web1.Run("jiji-node", append([]string{"service", "register"}, args...)...)
+	}
+	management := status(t, m.servers[1]).Server.ManagementIP.String()
+	both := "10.210.0.11 10.210.0.12"
+	names := []struct{ name, v4, v6 string }{ // no address: the program says so
+		{"api.jiji", both, ""},
+		{"API.Jiji", both, ""},
+		{"api.jiji.", both, ""},
+		{"api", both, ""}, // by the search list
+		{"shop-api", both, ""},
+		{"shop-api-2.jiji", "10.210.0.12", ""},
+		{"api.web1.jiji", both, ""},
+		{"0123456789ab.api.jiji", "10.210.0.11", ""},
+		{"one.jiji", "10.210.0.13", ""},
+		{"web2.node.jiji", "10.210.1.1", management},
+		{"sick.jiji", "", ""},
+		{"nothing.jiji", "", ""},
+		{"www.example.org", "192.0.2.1", ""},
+		{"absent.example.org", "", ""},
+	}
+	goresolve := t.TempDir() + "/goresolve"
+	build := exec.Command("go", "build", "-o", goresolve, "./testdata/goresolve")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", build, err, out)
+	}
+	musl := compile(t, "musl-gcc", "testdata/resolve.c")
+	column := func(n int) func(string) string {
+		return func(line string) string {
+			if f := strings.Fields(line); n < len(f) {
+				return f[n]
+			}
+			return ""
+		}
+	}
+	absolute := func(name string) string { // for tools without a search list
+		if !strings.Contains(name, ".") {
+			name += ".jiji"
+		}
+		return strings.TrimSuffix(name, ".") + "."
+	}
+	for _, r := range []struct {
+		program string
+		v6      bool // it asks for both
+		run     func(name string) (string, error)
+		address func(line string) string
+	}{
+		{"getent", true, func(name string) (string, error) { return a.Try("getent", "ahosts", name) }, column(0)},
+		{"musl", true, func(name string) (string, error) { return a.Try(musl, name, "both") }, column(0)},
+		{"busybox nslookup", true, func(name string) (string, error) {
+			out, err := a.Try("busybox", "nslookup", absolute(name))
+			var lines strings.Builder
+			_, out, _ = strings.Cut(out, "\n\n") // the name server itself
+			for line := range strings.Lines(out) {
+				if strings.HasPrefix(line, "Address") {
+					lines.WriteString(line)
+				}
+			}
+			return lines.String(), err
+		}, column(1)},
+		{"Go", true, func(name string) (string, error) { return a.Try(goresolve, name) }, column(0)},
+		{"python", true, func(name string) (string, error) {
+			return a.Try("python3", "-c", "import socket, sys\nfor a in socket.getaddrinfo(sys.argv[1], None): print(a[4][0])", name)
+		}, column(0)},
+		{"dig", false, func(name string) (string, error) { return a.Try("dig", "+search", "+short", "+tries=1", name) }, column(0)},
+		{"drill", false, func(name string) (string, error) {
+			out, err := a.Try("drill", absolute(name))
+			_, out, _ = strings.Cut(out, ";; ANSWER SECTION:\n")
+			out, _, _ = strings.Cut(out, "\n\n")
+			return out, err
+		}, column(4)},
+		{"kdig", false, func(name string) (string, error) { return a.Try("kdig", "+short", "+retry=0", absolute(name)) }, column(0)},
+	} {
+		for _, n := range names {
+			out, err := r.run(n.name)
+			var got []string
+			for line := range strings.Lines(out) {
+				if ip, perr := netip.ParseAddr(r.address(line)); perr == nil && !slices.Contains(got, ip.String()) {
+					got = append(got, ip.String())
+				}
+			}
+			slices.Sort(got)
+			want := strings.Fields(n.v4)
+			if r.v6 && n.v6 != "" {
+				want = append(want, n.v6)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: %s is %v, want %v (%v)\n%s", r.program, n.name, got, want, err, out)
+			}
+		}
+	}
+}
+
+// Two projects with a postgres each: every container gets its own, wherever that runs.
+func TestDNSShow7ProjectsApart(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 1)
+	web1 := m.servers[0]
+	m.startAll()
+	for i, project := range []string{"shop", "blog", "wiki"} {
+		ip := fmt.Sprintf("10.210.0.%d", 10+i)
+		c := web1.Container(project, ip)
+		web1.Run("jiji-node", "service", "register", "web", "--ip", ip, "--project", project)
+		if project != "wiki" {
+			web1.Run("jiji-node", "service", "register", "postgres", "--ip", fmt.Sprintf("10.210.0.%d", 20+i), "--project", project)
+		}
+		want := map[string]string{"shop": "10.210.0.20", "blog": "10.210.0.21", "wiki": "10.210.0.20 10.210.0.21"}[project]
+		if got := ask(t, c.Host, "postgres.jiji"); got != "NOERROR aa "+want {
+			t.Errorf("%s is answered %s, want %s", project, got, want)
+		}
+		if out := c.Run("getent", "ahostsv4", "postgres"); !strings.Contains(out, strings.Fields(want)[0]) || strings.Count(out, "STREAM") != len(strings.Fields(want)) {
+			t.Errorf("getent in %s says\n%s, want %s", project, out, want)
+		}
+	}
+	if got := ask(t, web1.Host, "@10.210.0.1", "postgres.jiji"); got != "NOERROR aa 10.210.0.20 10.210.0.21" {
+		t.Errorf("the server itself is answered %s, want both", got)
+	}
+}
+
 // Weak hosts answer on every interface for every address. Here the firewall drops what
 // comes by the uplink, before the name server could refuse it.
-func TestDNSAnswersNobodyOnTheUplink(t *testing.T) {
+func TestDNSShow7UplinkIsRefused(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, 2)
 	web1 := m.servers[0]
@@ -104,6 +241,14 @@ func TestDNSAnswersNobodyOnTheUplink(t *testing.T) {
 	}
 	if answers.Count() != 0 || clear.Count() != 0 {
 		t.Errorf("%d packets in the mesh, %d answers outside of it; want none", answers.Count(), clear.Count())
+	}
+
+	// The server itself, a container and another server; the engine's default bridge is
+	// TestContainersEngineDNS's.
+	for _, h := range []*lab.Host{web1.Host, web1.Container("a", "10.210.0.11").Host, m.servers[1].Host} {
+		if got := ask(t, h, "@10.210.0.1", "api.jiji"); got != "NOERROR aa 10.210.0.10" {
+			t.Errorf("%s is answered %s", h.Name, got)
+		}
 	}
 }
 
@@ -184,6 +329,35 @@ func TestDNSFollowsTheHostsNameServers(t *testing.T) {
 	// Our own address among them is no loop, and one that is dead no obstacle.
 	web1.SetResolvers(netip.MustParseAddr("10.210.0.1"), m.Server("dead").On(m.lan).Addr(m.lan), first.Addr(m.lan))
 	follows("NOERROR 192.0.2.1")
+}
+
+// Nodes that are each other's name servers say so at once, and forward nothing.
+func TestDNSLoopOfNodes(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1, web2 := m.servers[0], m.servers[1]
+	web1.SetResolvers(netip.MustParseAddr("10.210.1.1"))
+	web2.SetResolvers(netip.MustParseAddr("10.210.0.1"))
+	m.startAll()
+	m.waitUp(m.servers...)
+	a := web1.Container("a", "10.210.0.10")
+	before := status(t, web1).DNS.Queries + status(t, web2).DNS.Queries
+	for range 3 {
+		start := time.Now()
+		if got := ask(t, a.Host, "www.example.org"); got != "SERVFAIL" {
+			t.Errorf("answered %s, want SERVFAIL", got)
+		}
+		took := time.Since(start)
+		t.Logf("SERVFAIL after %v", took.Round(time.Millisecond))
+		if took > time.Second {
+			t.Errorf("after %v, want at once", took)
+		}
+		time.Sleep(1100 * time.Millisecond) // failures are kept for a second
+	}
+	if n := status(t, web1).DNS.Queries + status(t, web2).DNS.Queries - before; n > 9 {
+		t.Errorf("%d queries for 3 questions, want three each", n)
+	}
+	m.nodes[0].WaitLog("an upstream sends our own questions back to us", 5*time.Second)
 }
 
 // ask digs from the host, and returns the rcode, "aa" if it is authoritative, the

@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
@@ -93,7 +94,7 @@ func runAndDown(t *testing.T, kind firewallKind) {
 		case "through the running node":
 			m.start(0)
 			if i == 0 {
-				reach(t, a.Host, b.Addr.String(), meshLimit)
+				reach(t, a.Host, b.Addr.String(), killedLimit)
 			}
 			web1.Run("jiji-node", "down")
 			if code := m.nodes[0].Wait(5 * time.Second); code != 0 {
@@ -121,7 +122,7 @@ func runAndDown(t *testing.T, kind firewallKind) {
 		}
 	}
 	m.start(0) // and it comes up again as it was
-	reach(t, a.Host, b.Addr.String(), meshLimit)
+	reach(t, a.Host, b.Addr.String(), killedLimit)
 }
 
 // Show 5: what someone else changed meanwhile stays.
@@ -131,7 +132,12 @@ func TestShow5DownKeepsWhatSomebodyElseChanged(t *testing.T) {
 	web1 := m.servers[0]
 	web1.Run("sysctl", "-qw", "net.ipv4.ip_forward=0")
 	web1.Run("rm", "-f", "/etc/sysctl.d/90-jiji.conf") // this machine may have one
+	web1.Run("sh", "-ec", iptablesEngine)
 	m.start(0)
+	web1.Run("sh", "-ec", `
+		iptables -I DOCKER-USER -s 198.51.100.7 -j DROP; iptables -A FORWARD -s 198.51.100.8 -j DROP; iptables -D FORWARD -i jiji-br0 -j ACCEPT
+		nft add table inet theirs; nft 'add chain inet theirs in { type filter hook input priority 0; }'; nft add rule inet theirs in ip saddr 198.51.100.9 drop
+		ip addr add 192.0.2.77/32 dev eth0`)
 	m.nodes[0].Stop()
 	web1.WriteFile("/etc/sysctl.d/90-jiji.conf", "net.ipv4.ip_forward = 1\nnet.ipv4.tcp_ecn = 1\n")
 	web1.Run("ip", "route", "add", "10.99.0.0/16", "via", "203.0.113.14")
@@ -149,6 +155,13 @@ func TestShow5DownKeepsWhatSomebodyElseChanged(t *testing.T) {
 	}
 	if out := web1.Run("ip", "route", "show", "10.99.0.0/16"); !strings.Contains(out, "via 203.0.113.14") {
 		t.Errorf("the route is gone: %q", out)
+	}
+	rules := web1.Run("sh", "-c", "iptables-save; nft list table inet theirs; ip addr show eth0")
+	for text, want := range map[string]bool{"-A DOCKER-USER -s 198.51.100.7/32 -j DROP": true, "-A FORWARD -s 198.51.100.8/32 -j DROP": true, "-A FORWARD -i jiji-br0 -j ACCEPT": false,
+		"ip saddr 198.51.100.9 drop": true, "inet 192.0.2.77/32": true, "-A FORWARD -j DOCKER-USER": true, "JIJI": false} {
+		if strings.Contains(rules, text) != want {
+			t.Errorf("%q is there is %v, want %v:\n%s", text, !want, want, rules)
+		}
 	}
 	if got := strings.Fields(web1.Run("sysctl", "-n", "net.ipv4.ip_forward", "net.ipv4.conf.all.accept_redirects")); got[0] != "0" || got[1] != "1" {
 		t.Errorf("sysctls %q", got)
@@ -209,4 +222,39 @@ func codeOf(err error) int {
 		return e.Code
 	}
 	return 0
+}
+
+// A node that is killed as it starts a program may leave its socket with that for a
+// moment: who connects then is cut off, and finds nobody after it.
+func TestDownWhenTheNodeDiesAsItIsAsked(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 1)
+	web1 := m.servers[0]
+	m.start(0)
+	m.nodes[0].Kill9()
+	dying := web1.Spawn("python3", "-c", `
+import os, socket, sys
+path = "/run/jiji/node.sock"
+os.path.exists(path) and os.unlink(path)
+s = socket.socket(socket.AF_UNIX)
+s.bind(path)
+s.listen()
+print("listening", file=sys.stderr, flush=True)
+c, _ = s.accept()
+c.recv(1)
+s.close()
+c.close() # with what was not read: a reset
+`)
+	lab.Eventually(t, 5*time.Second, "somebody listens", func() error {
+		if !strings.Contains(dying.Log(), "listening") {
+			return errors.New(dying.Log())
+		}
+		return nil
+	})
+	if out := web1.Run("jiji-node", "down"); !strings.Contains(out, "route") {
+		t.Errorf("down took nothing back:\n%s", out)
+	}
+	if code := dying.Wait(5 * time.Second); code != 0 {
+		t.Errorf("nobody was cut off: %d\n%s", code, dying.Log())
+	}
 }

@@ -40,13 +40,21 @@ type firewallLab struct {
 	wanted  firewall.Wanted
 	program string
 	echoes  map[*lab.Host]*echo
+
+	management, server6 netip.Addr // of a: its own in the mesh, and on the uplink
 }
+
+// What a neighbour gives out as its own.
+var (
+	spoofed4 = netip.MustParseAddr("10.210.1.77")
+	spoofed6 = netip.MustParseAddr("fdcc::77")
+)
 
 func newFirewallLab(t *testing.T) *firewallLab {
 	t.Helper()
 	t.Parallel()
 	l := lab.New(t)
-	f := &firewallLab{Lab: l, t: t, echoes: map[*lab.Host]*echo{}, program: filepath.Join(t.TempDir(), "firewall")}
+	f := &firewallLab{Lab: l, t: t, echoes: map[*lab.Host]*echo{}, program: filepath.Join(t.TempDir(), "firewall"), management: netip.MustParseAddr("fdcc::1")}
 	build := exec.Command("go", "build", "-o", f.program, "./testdata/firewall")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -58,6 +66,7 @@ func newFirewallLab(t *testing.T) *firewallLab {
 	f.ca, f.cb = f.a.Container("ca", "10.210.0.10"), f.b.Container("cb", "10.210.1.10")
 	f.ca2 = f.a.Container("ca2", "10.210.0.11")
 	f.other = f.a.ContainerOn("docker0", "other", "172.17.0.2")
+	f.server6 = f.a.Link(f.lan).Addrs()[1]
 	for i, s := range []*lab.Server{f.a, f.b} {
 		there := []*lab.Server{f.b, f.a}[i]
 		s.Run("sh", "-ec", fmt.Sprintf(`
@@ -69,13 +78,9 @@ func newFirewallLab(t *testing.T) *firewallLab {
 			ip route add 10.210.%[3]d.0/24 via %[4]v dev jiji0 src 10.210.%[1]d.1`,
 			i, s.Addr(wire), 1-i, there.Addr(wire), s.Link(wire).Addrs()[1]))
 	}
-	// The neighbour knows the way to everything that is not its own.
-	f.near.Run("sh", "-ec", fmt.Sprintf(`
-		ip route add 10.210.0.0/16 via %[1]v
-		ip -6 route add %[2]v/128 via %[3]v
-		ip addr add 10.210.1.77/32 dev lo`, f.a.Addr(f.lan), f.management(), f.a.Link(f.lan).Addrs()[1]))
+	f.trespass()
 	for _, h := range []*lab.Host{f.a.Host, f.b.Host, f.near.Host, f.ca.Host, f.ca2.Host, f.cb.Host, f.other.Host} {
-		f.echoes[h] = f.echo(h)
+		f.echoes[h] = f.echo(h, servicePort, 53, 8786, 8787, 51820)
 	}
 	f.wanted = firewall.Wanted{
 		Link: "jiji0", Bridge: "jiji-br0", Uplinks: []string{"eth0"},
@@ -86,17 +91,28 @@ func newFirewallLab(t *testing.T) *firewallLab {
 	return f
 }
 
+// trespass has the neighbour know the way to everything that is not its own, and have
+// addresses that are not.
+func (f *firewallLab) trespass() {
+	f.t.Helper()
+	f.near.Run("sh", "-ec", fmt.Sprintf(`
+		ip route add 10.210.0.0/16 via %[1]v
+		ip -6 route add %[2]v/128 via %[3]v
+		ip addr add %[4]v/32 dev lo; ip -6 addr add %[5]v/128 dev lo nodad`,
+		f.a.Addr(f.lan), f.management, f.server6, spoofed4, spoofed6))
+}
+
 // An echo answers datagrams with the source that it saw, and remembers it.
 type echo struct {
 	mu   sync.Mutex
 	seen map[string]netip.Addr // by what was sent
 }
 
-// echo serves a host's port servicePort and what stands for DNS, gossip and control.
-func (f *firewallLab) echo(h *lab.Host) *echo {
+// echo serves a host's ports: servicePort, and what stands for DNS, gossip and control.
+func (f *firewallLab) echo(h *lab.Host, ports ...int) *echo {
 	f.t.Helper()
 	e := &echo{seen: map[string]netip.Addr{}}
-	for _, port := range []int{servicePort, 53, 8786, 8787, 51820} {
+	for _, port := range ports {
 		var c *net.UDPConn
 		if err := h.Do(func() (err error) {
 			c, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
@@ -223,9 +239,9 @@ func (f *firewallLab) mesh(source netip.Addr) []way {
 		{name: "WireGuard", h: f.near.Host, to: at(f.a.Addr(f.lan), 51820), at: f.a.Host},
 		{name: "container to DNS", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
 		{name: "mesh to DNS", h: f.cb.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
-		{name: "gossip", h: f.b.Host, to: at(f.management(), 8787), at: f.a.Host},
-		{name: "control", h: f.b.Host, to: at(f.management(), 8786), at: f.a.Host},
-		{name: "control to itself", h: f.a.Host, to: at(f.management(), 8786), at: f.a.Host, source: f.management()},
+		{name: "gossip", h: f.b.Host, to: at(f.management, 8787), at: f.a.Host},
+		{name: "control", h: f.b.Host, to: at(f.management, 8786), at: f.a.Host},
+		{name: "control to itself", h: f.a.Host, to: at(f.management, 8786), at: f.a.Host, source: f.management},
 	}
 }
 
@@ -242,19 +258,21 @@ func (f *firewallLab) engine() []way {
 
 // outside is what nobody may do.
 func (f *firewallLab) outside() []way {
-	spoofed := netip.MustParseAddr("10.210.1.77")
 	return append(f.fromOther(),
 		way{name: "LAN to container", h: f.near.Host, to: at(f.ca.Addr, servicePort), at: f.ca.Host},
 		way{name: "LAN to mesh", h: f.near.Host, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
 		way{name: "LAN to DNS", h: f.near.Host, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
-		way{name: "LAN to gossip", h: f.near.Host, to: at(f.management(), 8787), at: f.a.Host},
-		way{name: "LAN to control", h: f.near.Host, to: at(f.management(), 8786), at: f.a.Host},
+		way{name: "LAN to gossip", h: f.near.Host, to: at(f.management, 8787), at: f.a.Host},
+		way{name: "LAN to control", h: f.near.Host, to: at(f.management, 8786), at: f.a.Host},
 		way{name: "container to control", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 8786), at: f.a.Host},
 		way{name: "container to gossip", h: f.ca.Host, to: at(f.wanted.WireGuardIP, 8787), at: f.a.Host},
-		way{name: "spoofed to container", h: f.near.Host, from: spoofed, to: at(f.ca.Addr, servicePort), at: f.ca.Host},
-		way{name: "spoofed to mesh", h: f.near.Host, from: spoofed, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
-		way{name: "spoofed to DNS", h: f.near.Host, from: spoofed, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
-		way{name: "spoofed to the server", h: f.near.Host, from: spoofed, to: at(f.a.Addr(f.lan), servicePort), at: f.a.Host},
+		way{name: "spoofed to container", h: f.near.Host, from: spoofed4, to: at(f.ca.Addr, servicePort), at: f.ca.Host},
+		way{name: "spoofed to mesh", h: f.near.Host, from: spoofed4, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
+		way{name: "spoofed to DNS", h: f.near.Host, from: spoofed4, to: at(f.wanted.WireGuardIP, 53), at: f.a.Host},
+		way{name: "spoofed to gossip", h: f.near.Host, from: spoofed6, to: at(f.management, 8787), at: f.a.Host},
+		way{name: "spoofed to control", h: f.near.Host, from: spoofed6, to: at(f.management, 8786), at: f.a.Host},
+		way{name: "spoofed to the server's IPv6", h: f.near.Host, from: spoofed6, to: at(f.server6, servicePort), at: f.a.Host},
+		way{name: "spoofed to the server", h: f.near.Host, from: spoofed4, to: at(f.a.Addr(f.lan), servicePort), at: f.a.Host},
 	)
 }
 
@@ -265,8 +283,6 @@ func (f *firewallLab) fromOther() []way {
 		{name: "another bridge to mesh", h: f.other.Host, to: at(f.cb.Addr, servicePort), at: f.cb.Host},
 	}
 }
-
-func (f *firewallLab) management() netip.Addr { return netip.MustParseAddr("fdcc::1") }
 
 // call runs the package on a.
 func call[T any](f *firewallLab, function string) T {
@@ -566,7 +582,7 @@ func TestFirewallNeverOpen(t *testing.T) {
 		f.apply()
 		inside := f.ca.Capture("eth0", "udp and port 7000")
 		var conns []*net.UDPConn
-		for _, from := range []netip.Addr{netip.MustParseAddr("10.210.1.77"), f.near.Addr(f.lan)} {
+		for _, from := range []netip.Addr{spoofed4, f.near.Addr(f.lan)} {
 			if err := f.near.Do(func() error {
 				c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(at(from, 0)), net.UDPAddrFromAddrPort(at(f.ca.Addr, servicePort)))
 				conns = append(conns, c)
@@ -684,70 +700,6 @@ func TestFirewallWithout(t *testing.T) {
 	f.apply()
 	f.pass(f.mesh(f.ca.Addr)...)
 	f.stop(f.outside()...)
-}
-
-// TestFirewallManagers: ufw and firewalld are told by their own commands, once, and
-// only what is missing; what others told them stays. The commands here are stand-ins
-// that keep notes.
-func TestFirewallManagers(t *testing.T) {
-	f := newFirewallLab(t)
-	bin := t.TempDir()
-	f.a.Setenv("PATH", bin+":/usr/sbin:/usr/bin:/sbin:/bin")
-	script := func(name, text string) {
-		f.a.WriteFile("/run/"+name, "#!/bin/bash\nrules=/run/"+name+".rules; touch $rules\n"+text)
-		f.a.Run("chmod", "755", "/run/"+name)
-		if out, err := exec.Command("ln", "-s", "/run/"+name, filepath.Join(bin, name)).CombinedOutput(); err != nil {
-			t.Fatalf("%s", out)
-		}
-	}
-	script("ufw", `
-		[[ $1 = show ]] && { echo "Added user rules (see 'ufw status' for running firewall):"; cat $rules; exit; }
-		all="$*"
-		case $all in
-			*delete*) grep -v "^ufw ${all/delete /} comment" $rules >$rules.new; mv $rules.new $rules ;;
-			*comment*) echo "ufw ${all% comment *} comment '${all##* }'" >>$rules ;;
-		esac`)
-	script("firewall-cmd", `
-		lasting=; zone=
-		while :; do case $1 in
-			--permanent) lasting=lasting; shift ;;
-			--zone=*) zone=${1#*=}; shift ;;
-			*) break ;;
-		esac; done
-		key="$lasting $zone ${1#--*-}"
-		case $1 in
-			--get-default-zone) echo public ;;
-			--list-all-zones) for zone in public trusted; do
-					echo $zone
-					echo "  interfaces:" $(sed -n "s/^$lasting $zone interface=//p" $rules)
-					echo "  rich rules: "
-					sed -n "s/^$lasting $zone rich-rule=/\t/p" $rules
-				done ;;
-			--add-*) echo "$key" >>$rules ;;
-			--remove-*) grep -vFx -- "$key" $rules >$rules.new; mv $rules.new $rules ;;
-		esac`)
-	f.a.Run("sh", "-ec", `
-		iptables -N ufw-user-input; iptables -A INPUT -j ufw-user-input
-		nft add table inet firewalld
-		echo "ufw allow 22/tcp" >/run/ufw.rules; echo "ufw route allow in on jiji-br0 out on jiji0" >>/run/ufw.rules
-		printf ' public rich-rule=rule port port="22" protocol="tcp" accept\n' >/run/firewall-cmd.rules`)
-	before := f.a.ReadFile("/run/ufw.rules") + f.a.ReadFile("/run/firewall-cmd.rules")
-
-	got := f.apply()
-	want := []string{
-		"ufw: rule allow 51820/udp added", "ufw: rule route allow in on jiji0 out on jiji-br0 added",
-		"firewalld: interface jiji0 added to zone trusted", "firewalld: interface jiji-br0 added to zone trusted",
-		"firewalld: port 51820/udp added to zone public",
-	}
-	if got = got[len(got)-len(want):]; !slices.Equal(got, want) {
-		t.Errorf("told:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	t.Logf("%s%s", f.a.ReadFile("/run/ufw.rules"), f.a.ReadFile("/run/firewall-cmd.rules"))
-
-	call[[]firewall.Change](f, "remove")
-	if after := f.a.ReadFile("/run/ufw.rules") + f.a.ReadFile("/run/firewall-cmd.rules"); after != before {
-		t.Errorf("after Remove:\n%s\nbefore:\n%s", after, before)
-	}
 }
 
 // firewallDump returns all rules of a server, without what iptables leaves when all of

@@ -23,6 +23,10 @@ import (
 const (
 	lanPrefix = "203.0.113.0/24" // of the README
 	meshLimit = 10 * time.Second // for peers that can reach each other to be up
+
+	// After a kill both ends may shake hands at one time, and one in many such
+	// sessions carries nothing one way: WireGuard makes another after 15 s of silence.
+	killedLimit = 25 * time.Second
 )
 
 // Tests here wait more than they work: more of them at a time than there are cores.

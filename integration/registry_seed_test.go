@@ -29,7 +29,7 @@ func TestRegistryShow7SeedsCommands(t *testing.T) {
 	if strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("management addresses %v, want %v", got, want)
 	}
-	listening := sh(web2, "ss -tlnpH | grep 8787")
+	listening := sh(web2, "ss -tlnp | grep 8787")
 	if !strings.Contains(listening, "["+want[1]+"]:8787") || strings.Count(listening, "\n") != 1 {
 		t.Errorf("listening on 8787:\n%swant %s alone", listening, want[1])
 	}
@@ -135,7 +135,7 @@ authz.bearer-token = "s3cret"
 path = "/run/agent.sock"
 `, management))
 	web1.Run("mkdir", "-p", "/var/lib/agent")
-	web1.WriteFile("/run/agent.sh", "until "+c.bin+" -c /etc/agent/config.toml agent; do sleep 0.2; done\n") // until its address is there
+	web1.WriteFile("/run/agent.sh", "while :; do "+c.bin+" -c /etc/agent/config.toml agent & echo $! >/run/agent.pid; wait; sleep 0.2; done\n") // it fails until its address is there
 	web1.Spawn("sh", "/run/agent.sh")
 	c.start(0, "--registry", "corrosion", "--corrosion-url", "http://127.0.0.1:8080", "--corrosion-token-file", "/etc/agent/token")
 	c.start(1, c.corrosion()...)
@@ -169,6 +169,29 @@ path = "/run/agent.sock"
 		answers(t, s, i, "attic-legacy-blue.jiji", 30*time.Second, "10.210.7.77")
 		answers(t, s, i, "old.node.jiji", 30*time.Second, "10.210.7.1")
 	}
+	// What is in our tables does not reach the agent, nor do versions with a part of it.
+	web2.Run("jiji-node", "service", "register", "cart", "--ip", "10.210.1.11", "--port", "8080")
+	answers(t, web1, 0, "cart.jiji", 30*time.Second, "10.210.1.11")
+	ports := func() string {
+		return sh(web1, "jiji-node service list --json | jq -r '.[] | select(.service == \"cart\") | .ports[]?'")
+	}
+	if got := ports(); got != "" {
+		t.Errorf("web1 knows ports of cart: %s", got)
+	}
+	t.Log(warned(t, web1, 4*time.Minute, "the agent has got none of the versions of others that it lacks", "jiji_containers", "`jiji-node registry schema`, and start it again"))
+	sh(web1, "jiji-node registry schema >/etc/agent/schema/jiji.sql && kill $(cat /run/agent.pid)")
+	lab.Eventually(t, time.Minute, "web1 knows ports of cart", func() error {
+		if got := ports(); got != "8080/tcp\n" {
+			return fmt.Errorf("it knows %q", got)
+		}
+		return nil
+	})
+	waitRegistry(t, web1, time.Minute, func(r control.Registry) error {
+		if r.Gaps != 0 || len(r.NoTables) != 0 || r.Error != "" {
+			return fmt.Errorf("registry is %+v", r)
+		}
+		return nil
+	})
 }
 
 // sharedSchema is the part of the schema that clusters of other programs have, too.

@@ -107,3 +107,57 @@ func TestClusterAnswersOnAllServers(t *testing.T) {
 		}
 	})
 }
+
+// Show 6 of the names: with the registry gone, a node that is restarted answers what it
+// knew at once; one that never knew anything says so, and not that there is none.
+func TestDNSShow6RegistryGone(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	web1, web3 := c.servers[0], c.servers[2]
+	for i := range 2 {
+		c.start(i, c.corrosion()...)
+	}
+	c.servers[1].Run("jiji-node", "service", "register", "api", "--ip", "10.210.1.10")
+	answers(t, web1, 0, "api.jiji", 30*time.Second, "10.210.1.10")
+	c.nodes[0].Stop()
+	gone := []string{"--registry", "corrosion", "--corrosion-url", "http://127.0.0.1:18080"}
+	c.start(0, gone...)
+	for name, want := range map[string]string{"api.jiji": "NOERROR aa 10.210.1.10", "web2.node.jiji": "NOERROR aa 10.210.1.1"} {
+		if got := ask(t, web1.Host, "@10.210.0.1", name); got != want {
+			t.Errorf("%s is %s on the node that knew it, want %s", name, got, want)
+		}
+	}
+	c.start(2, gone...)
+	for _, name := range []string{"api.jiji", "nothing.jiji"} {
+		if got := ask(t, web3.Host, "@10.210.2.1", name); got != "SERVFAIL" {
+			t.Errorf("%s is %s on the node that knows nothing yet, want SERVFAIL", name, got)
+		}
+	}
+}
+
+// A server that does not answer is left out of a name that others have, too, and
+// is in it again when it does.
+func TestDNSLeavesOutServersThatDoNotAnswer(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.startAll()
+	web1 := c.servers[0]
+	for i, ip := range []string{"", "10.210.1.10", "10.210.2.10"} {
+		if i > 0 {
+			c.servers[i].Run("jiji-node", "service", "register", "api", "--ip", ip)
+		}
+	}
+	c.servers[1].Run("jiji-node", "service", "register", "alone", "--ip", "10.210.1.11")
+	answers(t, web1, 0, "api.jiji", 5*time.Second, "10.210.1.10", "10.210.2.10")
+	answers(t, web1, 0, "alone.jiji", 5*time.Second, "10.210.1.11")
+	c.lan.Cut(web1, c.servers[1])
+	waitPeer(t, web1, "web2", 60*time.Second, func(p control.Peer) bool { return p.State == "down" })
+	answers(t, web1, 0, "api.jiji", 2*time.Second, "10.210.2.10")
+	answers(t, web1, 0, "alone.jiji", 0, "10.210.1.11") // better than nothing
+	if out := web1.Run("jiji-node", "resolve", "api"); !strings.Contains(out, "server web2 does not answer") {
+		t.Errorf("resolve says nothing of web2:\n%s", out)
+	}
+	c.lan.Heal(web1, c.servers[1])
+	waitPeer(t, web1, "web2", 60*time.Second, func(p control.Peer) bool { return p.State == "up" })
+	answers(t, web1, 0, "api.jiji", 2*time.Second, "10.210.1.10", "10.210.2.10")
+}

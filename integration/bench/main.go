@@ -27,6 +27,7 @@ var parts = []struct {
 	{"tunnel", measureTunnel},
 	{"dns", measureDNS},
 	{"node", measureNode},
+	{"registry", measureRegistry},
 }
 
 const quickPairs = 3

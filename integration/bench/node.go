@@ -50,7 +50,7 @@ func measureNode(s *stage) *Part {
 			"Ready is what sd_notify(3) is told by jiji-node; for wireguard-go, that its socket has taken all peers and its interface is up.",
 			fmt.Sprintf("Memory and processor time are those of %v, from %v after the last start, of all daemons at the same time.", idleWindow, idleSettling),
 			"Status is the whole command: `jiji-node status` and `wg show`.",
-			"The bars are of 255 peers and 64,768 containers. The embedded registry cannot hold those, so they are not here.",
+			"The bars are of 255 peers and 64,768 containers. The embedded registry cannot hold those: they are in the part registry.",
 		},
 	}
 	l := lab.New(s)

@@ -138,3 +138,16 @@ func TestCPUModel(t *testing.T) {
 		}
 	}
 }
+
+func TestLiveHeap(t *testing.T) {
+	const log = `time=2026-01-31T12:00:00Z level=INFO msg=ready
+gc 1 @0.010s 2%: 0.02+1.1+0.01 ms clock, 0.05+0.1/0.9/0+0.02 ms cpu, 4->5->3 MB, 4 MB goal, 0 MB stacks, 0 MB globals, 2 P
+gc 2 @2.5s 1%: 0.02+9.1+0.01 ms clock, 0.05+0.1/0.9/0+0.02 ms cpu, 90->95->50 MB, 100 MB goal, 0 MB stacks, 0 MB globals, 2 P (forced)
+`
+	if got, err := liveHeap(log); err != nil || got != 52.4288 {
+		t.Errorf("live heap %v, %v, want 52.4288", got, err)
+	}
+	if got, err := liveHeap("nothing"); err == nil {
+		t.Errorf("live heap of nothing is %v", got)
+	}
+}

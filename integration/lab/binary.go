@@ -22,6 +22,13 @@ func Binary(tb TB) string {
 	return must(tb)(nodeBinary())
 }
 
+// PlainBinary is Binary without the race detector whatever JIJI_LAB_RACE says, as
+// `make build` makes it, and never another.
+func PlainBinary(tb TB) string {
+	tb.Helper()
+	return must(tb)(plainBinary())
+}
+
 // StockWireGuard returns the path of wireguard-go as its authors publish it, in the
 // version that this module depends on.
 func StockWireGuard(tb TB) string {

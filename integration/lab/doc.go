@@ -21,6 +21,12 @@
 // the servers' default gateway. Nothing outside the namespaces is touched, and all
 // of it goes when the test ends, or when its process is killed.
 //
+// Boot makes a server a machine of its own, with systemd, that shares its network
+// with the server alone:
+//
+//	a.Boot("systemctl -q mask firewalld")
+//	a.Run("systemctl", "is-active", "dbus")
+//
 // Methods that do not return an error end the test when they fail; like Fatalf of
 // a test, they belong to the test's goroutine. A failed test leaves the logs of
 // what it ran, its captures and each host's network state in out/lab/<test name>

@@ -45,8 +45,10 @@ type Host struct {
 	life   *os.File // the holder's standard input: its end is the host's
 	nl     *netlink.Handle
 
-	mu  sync.Mutex
-	env []string // guarded by mu
+	mu     sync.Mutex
+	env    []string // guarded by mu
+	booted string   // the process of the host that is its systemd, if it was booted; guarded by mu
+	group  string   // the cgroup of all that systemd runs; "" if there is none
 }
 
 // newHost makes a host with nothing but a loopback interface.
@@ -124,6 +126,11 @@ func (h *Host) close() {
 	h.life.Close()
 	h.holder.Wait()
 	unix.Close(h.pidfd)
+	if h.group != "" {
+		if err := removeCgroup(h.group); err != nil {
+			h.lab.tb.Logf("remove the cgroup of %s: %v", h.Name, err)
+		}
+	}
 }
 
 // enter calls do on a thread of its own that is in the host's namespaces of the
@@ -173,7 +180,13 @@ func (h *Host) Path(path string) string {
 	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok { // such a link
 		path = "/run/" + rest
 	}
-	return fmt.Sprintf("/proc/%d/root%s", h.holder.Process.Pid, path)
+	root := fmt.Sprintf("/proc/%d/root", h.holder.Process.Pid)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.booted != "" {
+		root += "/proc/" + h.booted + "/root"
+	}
+	return root + path
 }
 
 // WriteFile makes or replaces a file of the host, and the directories above it.
@@ -282,11 +295,17 @@ func (h *Host) TryInput(input, name string, args ...string) (string, error) {
 
 // command returns a program of the host to start, with a clean environment.
 func (h *Host) command(ctx context.Context, name string, args []string) (*exec.Cmd, error) {
-	path, err := h.lookPath(name)
+	dir, err := workdir()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := workdir()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.booted != "" { // its programs are its own
+		args = append([]string{"--target", h.booted, "--mount", "--pid", "--cgroup", "--", name}, args...)
+		name = "nsenter"
+	}
+	path, err := h.lookPath(name)
 	if err != nil {
 		return nil, err
 	}
@@ -294,8 +313,6 @@ func (h *Host) command(ctx context.Context, name string, args []string) (*exec.C
 	cmd.Args[0] = name
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	cmd.Env = append([]string{
 		"PATH=" + filepath.Join(dir, h.lab.programs()) + ":" + systemPath,
 		"HOME=/root",

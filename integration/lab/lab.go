@@ -167,6 +167,9 @@ func (l *Lab) close() {
 		<-p.ended
 		p.log.Close()
 	}
+	for _, s := range l.servers {
+		s.removeCgroups()
+	}
 	if l.dir != "" && !l.tb.Failed() {
 		os.RemoveAll(l.dir)
 	}

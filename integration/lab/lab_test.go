@@ -710,3 +710,61 @@ func TestNth(t *testing.T) {
 		t.Errorf("the top of a /28 is %d, want 14", got)
 	}
 }
+
+// A server that is booted has a systemd, programs and files of its own, and the network
+// that it had. Of the outer machine nothing is touched, and nothing stays.
+func TestBoot(t *testing.T) {
+	groups := func() int {
+		root, err := cgroupRoot()
+		if err != nil {
+			t.Skip(err)
+		}
+		owner, err := ownerOf(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs, err := filepath.Glob(filepath.Join(root, groupPrefix+owner+".*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(dirs)
+	}
+	outside := func() (text string) {
+		for _, file := range []string{"/proc/sys/kernel/hostname", "/proc/sys/kernel/printk", "/proc/sys/fs/nr_open", "/proc/sys/vm/max_map_count", "/proc/sys/net/ipv4/ip_forward"} {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text += string(b)
+		}
+		return text
+	}
+	before := outside()
+	t.Run("boot", func(t *testing.T) {
+		l := New(t)
+		lan := l.Network("lan", "192.0.2.0/24")
+		a, b := l.Server("a").On(lan), l.Server("b").On(lan)
+		a.WriteFile("/var/lib/was", "here")
+		a.Boot("echo prepared >/etc/prepared")
+		if got := a.Run("cat", "/proc/1/comm", "/etc/prepared", "/etc/hostname"); got != "systemd\nprepared\na\n" {
+			t.Errorf("it is %q", got)
+		}
+		if _, err := a.Try("test", "-e", "/var/lib/was"); err == nil {
+			t.Error("it has the server's files")
+		}
+		a.WriteFile("/run/file", "text")
+		if got := a.Run("cat", "/run/file"); got != "text" || a.ReadFile("/run/file") != "text" {
+			t.Errorf("a file has %q, read from outside %q", got, a.ReadFile("/run/file"))
+		}
+		a.Run("ping", "-c1", "-W5", b.Addr(lan).String())
+		if n := groups(); n != 1 {
+			t.Errorf("%d cgroups, want 1", n)
+		}
+	})
+	if n := groups(); n != 0 {
+		t.Errorf("%d cgroups stay", n)
+	}
+	if after := outside(); after != before {
+		t.Errorf("outside it was\n%s\nand is\n%s", before, after)
+	}
+}

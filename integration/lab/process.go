@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -59,6 +60,9 @@ func (h *Host) spawn(name string, args []string) (*Process, error) {
 	dir, err := workdir()
 	if err != nil {
 		return nil, err
+	}
+	if h.isBooted() {
+		return nil, errors.New("it was booted: have its systemd run it") // what leads into it passes no signals on
 	}
 	program := filepath.Base(name)
 	p := &Process{
@@ -134,6 +138,18 @@ func (p *Process) heard(word string) (bool, <-chan struct{}) {
 		}
 	}
 	return false, p.news
+}
+
+// Notified returns how often the program has told sd_notify(3) an assignment.
+func (p *Process) Notified(assignment string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.said {
+		if s == assignment {
+			n++
+		}
+	}
+	return n
 }
 
 // WaitReady waits until the program tells sd_notify(3) that it is ready. The test ends
@@ -267,7 +283,13 @@ func (p *Process) Stop() {
 // Kill9 ends the program by SIGKILL and waits until it is gone.
 func (p *Process) Kill9() {
 	p.host.lab.tb.Helper()
-	p.Signal(syscall.SIGKILL)
+	p.mu.Lock()
+	ending := p.expected // the test told it to end: it may have just now
+	p.mu.Unlock()
+	p.expect()
+	if err := p.cmd.Process.Signal(syscall.SIGKILL); err != nil && !(ending && errors.Is(err, os.ErrProcessDone)) {
+		p.host.lab.tb.Fatalf("%s: kill: %v (%v)%s", p.Name, err, p.cmd.ProcessState, p.tail())
+	}
 	p.Wait(stopLimit)
 }
 

@@ -1,5 +1,5 @@
-/* Prints the IPv4 addresses of a name, as the C library that it is linked with finds them. */
-#include <arpa/inet.h>
+/* Prints the IPv4 addresses of a name, with a second argument those of IPv6 too, as the C
+   library that it is linked with finds them. */
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -8,17 +8,20 @@
 int main(int argc, char **argv)
 {
 	struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *list, *at;
-	char text[INET_ADDRSTRLEN];
+	char text[INET6_ADDRSTRLEN];
 	int err;
 
-	if (argc != 2)
+	if (argc < 2)
 		return 2;
+	if (argc > 2)
+		hints.ai_family = AF_UNSPEC;
 	err = getaddrinfo(argv[1], NULL, &hints, &list);
 	if (err) {
 		fprintf(stderr, "%s: %s\n", argv[1], gai_strerror(err));
 		return 1;
 	}
 	for (at = list; at; at = at->ai_next)
-		puts(inet_ntop(AF_INET, &((struct sockaddr_in *)at->ai_addr)->sin_addr, text, sizeof text));
+		if (!getnameinfo(at->ai_addr, at->ai_addrlen, text, sizeof text, NULL, 0, NI_NUMERICHOST))
+			puts(text);
 	return 0;
 }
