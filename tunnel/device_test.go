@@ -262,6 +262,7 @@ func within(t *testing.T, what string, ended <-chan error) error {
 var (
 	a1 = addrPort("192.0.2.1:51820")
 	b1 = addrPort("192.0.2.2:51820")
+	c1 = addrPort("192.0.2.3:51820")
 	b2 = addrPort("[2001:db8::2]:51820")
 )
 
@@ -406,9 +407,6 @@ func TestAsk(t *testing.T) {
 	if err := a.Ask(wgkey.Public{9}); err == nil || !strings.Contains(err.Error(), "there is no such peer") {
 		t.Errorf("a stranger: %v", err)
 	}
-	if err := a.Ask(key); err == nil || !strings.Contains(err.Error(), "it has no endpoint") {
-		t.Errorf("without an endpoint: %v", err)
-	}
 	peer := a.dev.LookupPeer(device.NoisePublicKey(key))
 	peer.SetEndpointFromPacket(memEndpoint{b1}) // as if from a packet
 	if err := a.Ask(key); err != nil {
@@ -422,6 +420,17 @@ func TestAsk(t *testing.T) {
 		t.Errorf("%d handshakes within 5 s, want 1", got)
 	}
 	mustGet(t, a, b)
+
+	c := newNode(t, n, "10.210.3.1", c1)
+	a.set(t, b.peer(), c.peer())
+	if err := a.Ask(c.key.Public()); err == nil || !strings.Contains(err.Error(), "no known endpoint") {
+		t.Errorf("without an endpoint: %v", err)
+	}
+	c.set(t, a.peer())
+	if err := a.Move(c.key.Public(), c1); err != nil {
+		t.Errorf("given one: %v", err)
+	}
+	mustGet(t, a, c)
 }
 
 func TestDiscard(t *testing.T) {

@@ -141,7 +141,8 @@ func (t *Tunnel) shookHands(key wgkey.Public, since time.Time) (bool, error) {
 
 // Ask asks the peer for a new handshake, on the endpoint in use. The keys in use
 // stay valid meanwhile. If a handshake was sent or answered in the last 5 s it
-// does nothing, as WireGuard has it.
+// does nothing, as WireGuard has it. A peer without an endpoint cannot be asked, and
+// one that it is given within 5 s after that only by Move.
 func (t *Tunnel) Ask(key wgkey.Public) error {
 	err := t.ask(key)
 	if err != nil {
@@ -154,15 +155,6 @@ func (t *Tunnel) ask(key wgkey.Public) error {
 	peer, err := t.lookup(key)
 	if err != nil {
 		return err
-	}
-	s, err := t.read()
-	if err != nil {
-		return err
-	}
-	for _, p := range s.peers {
-		if p.Key == key && !p.Endpoint.IsValid() {
-			return errors.New("it has no endpoint") // to try would be to wait 5 s
-		}
 	}
 	return peer.SendHandshakeInitiation(false)
 }
