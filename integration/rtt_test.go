@@ -20,7 +20,7 @@ import (
 	"github.com/acidtib/jiji-node/tunnel/wgkey"
 )
 
-const rttLimit = 40 * time.Second // from a change of a path to an echo that tells: every 25 s at least
+const rttLimit = 100 * time.Second // from a change of a path to an echo that tells: one in 25 s at least, of which a busy machine spoils some
 
 // ordersOn asks web1 for api.jiji many times, and returns how often it was answered in
 // which order: servers by number.
