@@ -607,7 +607,7 @@ func TestKilledNode(t *testing.T) {
 		warns       int // lines about an agent that had to be ended; -1: it may have ended by itself before
 	}{
 		{"real", "", stopPatience, -1},
-		{"ignores", `trap "" TERM; while :; do sleep 0.1; done`, 300 * time.Millisecond, 1},
+		{"ignores", `trap "" TERM; : > "$0.deaf"; while :; do sleep 0.1; done`, 300 * time.Millisecond, 1},
 		{"obeys", `exec sleep 60`, stopPatience, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -628,8 +628,11 @@ func TestKilledNode(t *testing.T) {
 			if bad != nil {
 				t.Fatalf("node said %q, %v", line, err)
 			}
-			if c.name == "real" {
+			switch c.name {
+			case "real":
 				time.Sleep(time.Second) // any moment will do
+			case "ignores":
+				until(t, "the trap", func() bool { _, err := os.Stat(bin + ".deaf"); return err == nil })
 			}
 			must(t, cmd.Process.Kill())
 			_ = cmd.Wait() // "killed"
