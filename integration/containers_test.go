@@ -355,6 +355,9 @@ func TestContainersShow3(t *testing.T) {
 				}
 			}
 			both(10 * time.Second)
+			for i, s := range c.servers {
+				answers(t, s, i, "gone.jiji", 10*time.Second, containerIP(t, web1, "gone"))
+			}
 			format := "{{.State.Pid}} {{.State.StartedAt}} {{.State.Running}}"
 			before := e.Run("inspect", "--format", format, "api1", "api2")
 			guards := []*watchman{guard(t, web1, 0, "api.jiji.", 2), guard(t, c.servers[1], 1, "api.jiji.", 2)}

@@ -99,7 +99,6 @@ func (m *mesh) addServer() *lab.Server {
 	m.t.Helper()
 	i := len(m.servers)
 	s := m.Server(fmt.Sprintf("web%d", i+1)).On(m.nets...)
-	s.Setenv("GORACE", "atexit_sleep_ms=0") // else a command built with the race detector takes a second to end
 	m.servers, m.nodes = append(m.servers, s), append(m.nodes, nil)
 	var endpoints []string
 	for _, k := range s.Links() {

@@ -51,6 +51,7 @@ func TestShow6FullSizeTCP(t *testing.T) {
 			t.Run(fmt.Sprintf("%s %d and %d", family.name, mtus[0], mtus[1]), func(t *testing.T) {
 				t.Parallel()
 				m := newMeshOn(t, 2, family.prefix)
+				m.Plain() // with the race detector, 1.4 GB take minutes
 				for i, s := range m.servers {
 					s.Link(m.lan).SetMTU(mtus[i])
 				}
@@ -70,6 +71,7 @@ func TestShow6FullSizeTCP(t *testing.T) {
 func TestShow6MixedMTUs(t *testing.T) {
 	t.Parallel()
 	m := newMeshOn(t, 0, "192.0.2.0/24", "2001:db8:1::/64")
+	m.Plain()
 	both := m.nets
 	m.addServer()
 	m.addServer()
@@ -107,6 +109,7 @@ func TestShow6RouterHop(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMeshOn(t, 0, c.nets[0])
+			m.Plain()
 			middle, far := m.Network("middle", c.nets[1]), m.Network("far", c.nets[2])
 			m.addServer()
 			m.nets = []*lab.Network{far}

@@ -84,7 +84,6 @@ func TestShow7Preflight(t *testing.T) {
 			t.Parallel()
 			l := lab.New(t)
 			s := l.Server("web").On(l.Network("lan", lanPrefix), l.Network("dsl", "198.51.100.0/24"))
-			s.Setenv("GORACE", "atexit_sleep_ms=0")
 			lab.Binary(t)
 			lab.Eventually(t, 30*time.Second, "the links have come up", func() error { // which changes the footprint
 				if out := s.Run("ip", "-brief", "address"); strings.Contains(out, "DOWN") || strings.Count(out, " fe80::") != 2 {

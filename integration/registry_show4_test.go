@@ -95,7 +95,6 @@ func (c *cluster) newcomer(name string) *lab.Server {
 	c.t.Helper()
 	s := c.Server(name).On(c.nets...)
 	s.SetResolvers(c.lan.Gateway())
-	s.Setenv("GORACE", "atexit_sleep_ms=0")
 	return s
 }
 

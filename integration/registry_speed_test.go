@@ -104,12 +104,12 @@ func (c *cluster) near(s *lab.Server) bool {
 			return near == len(c.servers)-1
 		}
 		var answer struct {
-			Json struct{ State struct{ Ring *int } }
+			JSON struct{ State struct{ Ring *int } } `json:"Json"`
 		}
 		if err := json.Unmarshal(frame, &answer); err != nil {
 			c.t.Fatalf("%s: %v", frame, err)
 		}
-		if ring := answer.Json.State.Ring; ring != nil && *ring == 0 {
+		if ring := answer.JSON.State.Ring; ring != nil && *ring == 0 {
 			near++
 		}
 	}
