@@ -41,27 +41,30 @@ type entry struct {
 
 // facts are what there is to say of a container.
 type facts struct {
-	row     *Container // of containers; nil if there is none, or none to be believed
-	fault   *Skipped   // why the row is not believed
-	more    *extra     // of jiji_containers
+	id      string     // as it is kept
+	row     Container  // of containers
+	known   bool       // there is such a row, and it is to be believed
+	fault   *Skipped   // why it is not
+	more    extra      // of jiji_containers
+	added   bool       // there is such a row
 	local   *Container // said here, whatever the tables say
 	skipped []Skipped  // the outcome, beside what is shown
 }
 
 // facts returns what e is made of.
-func (e entry) facts() facts {
+func (e entry) facts() (f facts) {
 	if e.odd != nil {
 		return *e.odd
 	}
 	if e.shown == nil {
-		return facts{}
+		return f
 	}
-	row := *e.shown
-	row.Project, row.Name, row.External, row.Ports = "", "", false, nil // what jiji_containers and services add
-	if !e.both {
-		return facts{row: &row}
+	f.row, f.known = *e.shown, true
+	if e.both {
+		f.more, f.added = extra{owner: f.row.ServerID, project: f.row.Project, name: f.row.Name, ports: f.row.Ports, external: f.row.External}, true
 	}
-	return facts{row: &row, more: &extra{owner: e.shown.ServerID, project: e.shown.Project, name: e.shown.Name, ports: e.shown.Ports, external: e.shown.External}}
+	f.row.Project, f.row.Name, f.row.External, f.row.Ports = "", "", false, nil // what jiji_containers and services add
+	return f
 }
 
 // NewCatalog returns an empty one.
@@ -98,49 +101,62 @@ func rowID(cell any) string {
 	return show(cell)
 }
 
+// ID returns the copy of a container's id that the catalog keeps, or id if it keeps
+// none: of tens of thousands of rows in two tables the same text is kept once.
+func (c *Catalog) ID(id string) string {
+	e := c.entries[id]
+	switch {
+	case e.odd != nil:
+		return e.odd.id
+	case e.shown != nil:
+		return e.shown.ID
+	}
+	return id
+}
+
 // SetRow takes r as the row of containers with that id. Only the cells of that
 // table are looked at.
 func (c *Catalog) SetRow(id string, r Row) {
+	id = c.ID(id)
 	f := c.entries[id].facts()
-	f.row, f.fault = nil, nil
+	f.row, f.known, f.fault = Container{}, false, nil
 	if !empty(r.Service) || !empty(r.ServerID) || !empty(r.IP) { // else it is not here yet
 		row, err := r.base()
 		if err != nil {
 			f.fault = &Skipped{"containers", key(r.ID), err.Error()}
 		} else {
+			row.ID = id
 			row.Service, row.ServerID = c.word(row.Service), c.word(row.ServerID)
 			row.Health = Health(c.word(string(row.Health)))
-			f.row = &row
+			f.row, f.known = row, true
 		}
 	}
-	c.settle(id, f)
+	c.settle(id, &f)
 }
 
 // DropRow says that containers has no such row.
 func (c *Catalog) DropRow(id string) {
 	f := c.entries[id].facts()
-	f.row, f.fault = nil, nil
-	c.settle(id, f)
+	f.row, f.known, f.fault = Container{}, false, nil
+	c.settle(id, &f)
 }
 
 // Owner returns whose the row of containers with that id is, "" if there is none
 // that can be believed.
 func (c *Catalog) Owner(id string) string {
-	if row := c.entries[id].facts().row; row != nil {
-		return row.ServerID
-	}
-	return ""
+	f := c.entries[id].facts()
+	return f.row.ServerID
 }
 
 // SetExtra takes r as the row of jiji_containers with that id.
 func (c *Catalog) SetExtra(id string, r Row) {
+	id = c.ID(id)
 	f := c.entries[id].facts()
-	f.more = nil
+	f.more, f.added = extra{}, false
 	if !empty(r.OursServerID) { // else it is not here yet
-		more := c.ours(r)
-		f.more = &more
+		f.more, f.added = c.ours(r), true
 	}
-	c.settle(id, f)
+	c.settle(id, &f)
 }
 
 // ours is r.ours with what many rows share kept once.
@@ -171,8 +187,8 @@ const maxShared = 1024
 // DropExtra says that jiji_containers has no such row.
 func (c *Catalog) DropExtra(id string) {
 	f := c.entries[id].facts()
-	f.more = nil
-	c.settle(id, f)
+	f.more, f.added = extra{}, false
+	c.settle(id, &f)
 }
 
 // SetProject takes a row of services.
@@ -205,7 +221,8 @@ func (c *Catalog) resettle(service string) {
 		}
 	}
 	for _, id := range ids {
-		c.settle(id, c.entries[id].facts())
+		f := c.entries[id].facts()
+		c.settle(id, &f)
 	}
 }
 
@@ -213,18 +230,15 @@ func (c *Catalog) resettle(service string) {
 func (c *Catalog) SetLocal(v Container) {
 	f := c.entries[v.ID].facts()
 	f.local = &v
-	c.settle(v.ID, f)
+	c.settle(v.ID, &f)
 }
 
 // DropLocal takes that back.
 func (c *Catalog) DropLocal(id string) {
 	f := c.entries[id].facts()
 	f.local = nil
-	c.settle(id, f)
+	c.settle(id, &f)
 }
-
-// Shown returns the container with that id as the next Snapshot has it, or nil.
-func (c *Catalog) Shown(id string) *Container { return c.entries[id].shown }
 
 func (c *Catalog) word(s string) string {
 	if w, ok := c.words[s]; ok {
@@ -239,13 +253,13 @@ func (c *Catalog) word(s string) string {
 }
 
 // settle shows what follows from f, and marks what that changes.
-func (c *Catalog) settle(id string, f facts) {
+func (c *Catalog) settle(id string, f *facts) {
 	was := c.entries[id]
 	var wasSkipped []Skipped
 	if was.odd != nil {
 		wasSkipped = was.odd.skipped
 	}
-	shown, skipped := c.show(id, f)
+	next, ok, skipped := c.show(id, f)
 	if !slices.Equal(skipped, wasSkipped) {
 		c.skipChanged = true
 		for _, k := range wasSkipped {
@@ -257,32 +271,51 @@ func (c *Catalog) settle(id string, f facts) {
 			c.skipped[k]++
 		}
 	}
-	if shown != nil && was.shown != nil && shown.same(was.shown) {
-		shown = was.shown
-	}
-	f.skipped = skipped
+	old := was.shown
+	var shown *Container
 	switch {
-	case f.row == nil && f.fault == nil && f.more == nil && f.local == nil:
-		delete(c.entries, id)
-	case f.local == nil && f.fault == nil && f.row != nil && len(skipped) == 0:
-		c.entries[id] = entry{shown: shown, both: f.more != nil}
+	case !ok:
+	case old != nil && next.same(old):
+		shown = old
+	case old != nil && strings.EqualFold(old.Service, next.Service) && c.fresh(id, old):
+		// Rows of two tables make a container. If each of the many that come at first
+		// took another place, what is left of the former ones would stay in use.
+		*old = next
+		shown = old
 	default:
-		c.entries[id] = entry{shown: shown, odd: &f}
+		shown = new(Container)
+		*shown = next
 	}
-	if shown == was.shown {
+	switch {
+	case !f.known && f.fault == nil && !f.added && f.local == nil:
+		delete(c.entries, id)
+	case f.local == nil && f.fault == nil && f.known && len(skipped) == 0:
+		c.entries[id] = entry{shown: shown, both: f.added}
+	default:
+		odd := *f
+		odd.id, odd.skipped = id, skipped
+		c.entries[id] = entry{shown: shown, odd: &odd}
+	}
+	if shown == old {
 		return
 	}
-	if old := was.shown; old != nil && (shown == nil || !strings.EqualFold(old.Service, shown.Service)) {
+	if old != nil && (shown == nil || !strings.EqualFold(old.Service, shown.Service)) {
 		c.mark(old.Service, id, nil)
 		c.count--
-		was.shown = nil
+		old = nil
 	}
 	if shown != nil {
 		c.mark(shown.Service, id, shown)
-		if was.shown == nil {
+		if old == nil {
 			c.count++
 		}
 	}
+}
+
+// fresh reports whether v, which is shown under id, is in no snapshot yet.
+func (c *Catalog) fresh(id string, v *Container) bool {
+	g := c.groups[strings.ToLower(v.Service)]
+	return g != nil && g.since[id] == v
 }
 
 // mark notes what a service has under an id now.
@@ -307,37 +340,33 @@ func (c *Container) same(o *Container) bool {
 		c.Failures == o.Failures && c.HealthPort == o.HealthPort && c.External == o.External && slices.Equal(c.Ports, o.Ports)
 }
 
-// show returns what follows from f, of the container with that id.
-func (c *Catalog) show(id string, f facts) (*Container, []Skipped) {
-	if f.local != nil {
-		return f.local, nil
+// show returns what follows from f, of the container with that id; not ok: nothing is
+// to be shown.
+func (c *Catalog) show(id string, f *facts) (shown Container, ok bool, skipped []Skipped) {
+	switch {
+	case f.local != nil:
+		return *f.local, true, nil
+	case f.fault != nil:
+		return shown, false, []Skipped{*f.fault}
+	case !f.known:
+		return shown, false, nil
 	}
-	if f.row == nil {
-		if f.fault != nil {
-			return nil, []Skipped{*f.fault}
-		}
-		return nil, nil
-	}
-	var skipped []Skipped
-	shown := f.row
-	project, err := serviceProject(c.projects[shown.Service])
+	project, err := serviceProject(c.projects[f.row.Service])
 	if err != nil {
-		skipped = append(skipped, Skipped{"services", key(shown.Service), err.Error()})
-	} else if project != "" && f.more == nil {
-		with := *shown
-		with.Project = c.word(project)
-		shown = &with
+		skipped = append(skipped, Skipped{"services", key(f.row.Service), err.Error()})
 	}
-	if f.more != nil {
-		with, err := f.more.of(*f.row)
-		if err != nil {
-			with = *f.row
-			with.Project = project
-			skipped = append(skipped, Skipped{"jiji_containers", key(id), err.Error()})
+	shown = f.row
+	if f.added {
+		if shown, err = f.more.of(f.row); err == nil {
+			return shown, true, skipped
 		}
-		shown = &with
+		shown = f.row
+		skipped = append(skipped, Skipped{"jiji_containers", key(id), err.Error()})
 	}
-	return shown, skipped
+	if project != "" {
+		shown.Project = c.word(project)
+	}
+	return shown, true, skipped
 }
 
 // Snapshot returns the catalog as it is now; the same pointer as the last time

@@ -2,7 +2,10 @@ package registry
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
+	"unsafe"
 )
 
 // catalogOf has that many containers, 32 to a service.
@@ -59,6 +62,66 @@ func TestCatalogSharesUnchanged(t *testing.T) {
 	}
 	if again := c.Snapshot(); again != is {
 		t.Error("another snapshot without a change")
+	}
+}
+
+// What a snapshot has stays as it is, whatever changes after it, how often before the
+// next one.
+func TestCatalogSnapshotsStay(t *testing.T) {
+	c := NewCatalog()
+	r := containerRow(1, "healthy")
+	id := r.ID.(string)
+	says := func(s *Snapshot, project string, health Health) {
+		t.Helper()
+		if got := s.Services[0].Containers[0]; len(s.Services) != 1 || s.Len() != 1 || got.Project != project || got.Health != health {
+			t.Errorf("it has %d containers, the first %+v, want project %q, health %q", s.Len(), got, project, health)
+		}
+	}
+	c.SetExtra(id, r) // before its container
+	c.SetRow(id, r)
+	r.Project = "other"
+	c.SetExtra(id, r)
+	first := c.Snapshot()
+	r.Project = "third"
+	c.SetExtra(id, r)
+	r.Health = "unhealthy"
+	c.SetRow(id, r)
+	r.Health = "starting"
+	c.SetRow(id, r)
+	second := c.Snapshot()
+	c.SetLocal(*second.Services[0].Containers[0])
+	r.Project = "fourth"
+	c.SetExtra(id, r)
+	c.DropLocal(id)
+	third := c.Snapshot()
+	c.DropExtra(id)
+	c.DropRow(id)
+	if n := c.Snapshot().Len(); n != 0 {
+		t.Errorf("%d containers are left", n)
+	}
+	says(first, "other", Healthy)
+	says(second, "third", Starting)
+	says(third, "fourth", Starting)
+}
+
+// Of an id that comes again and again, in rows of two tables, the first copy is kept.
+func TestCatalogKeepsOneID(t *testing.T) {
+	c := NewCatalog()
+	fresh := func() Row { return containerRow(1, "healthy") }
+	first := fresh().ID.(string)
+	c.SetExtra(first, fresh())
+	for _, change := range []func(string, Row){c.SetRow, c.SetExtra, c.SetRow} {
+		r := fresh()
+		change(r.ID.(string), r)
+		shown := c.Snapshot().Services[0].Containers[0].ID
+		for what, got := range map[string]string{"ID": c.ID(fresh().ID.(string)), "the container": shown, "a key": slices.Collect(maps.Keys(c.entries))[0]} {
+			if got != first || unsafe.StringData(got) != unsafe.StringData(first) {
+				t.Errorf("%s has another copy", what)
+			}
+		}
+	}
+	if got := c.ID("unknown"); got != "unknown" {
+		t.Errorf("of one that it does not know it has %q", got)
 	}
 }
 

@@ -46,8 +46,8 @@ type Container struct {
 	LastCheck  time.Time // zero if never checked
 	Failures   int       // consecutive ones
 	HealthPort uint16    // probed over TCP; zero if none
-	Ports      []Port    // in order of number, then protocol; nil if unknown
 	External   bool      // outside the mesh, which only a person may say
+	Ports      []Port    // in order of number, then protocol; nil if unknown
 }
 
 // A Skipped row is one that is not believed.

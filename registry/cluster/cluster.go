@@ -199,6 +199,7 @@ func (s *Store) makeTables() {
 		s.catalog.SetRow(id, registry.Row{ID: c[0], Service: c[1], ServerID: c[2], IP: c[3], StartedAt: c[4], Instance: c[5],
 			Health: c[6], LastCheck: c[7], Failures: c[8], HealthPort: c[9]})
 	}
+	s.containers.kept = s.catalog.ID
 	s.containers.own = func(id string) bool { return has(s.mine, id) }
 	s.containers.drop = func(id string) {
 		delete(s.mine, id)
@@ -221,6 +222,7 @@ func (s *Store) makeTables() {
 		delete(s.extras, id)
 		s.catalog.SetExtra(id, registry.Row{ID: c[0], OursServerID: c[1], Project: c[2], Name: c[3], Ports: c[4], External: c[5]})
 	}
+	s.extra.kept = s.catalog.ID
 	s.extra.own = func(id string) bool { return has(s.extras, id) }
 	s.extra.drop = func(id string) {
 		delete(s.extras, id)

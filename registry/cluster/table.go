@@ -22,6 +22,7 @@ type table struct {
 
 	put  func(id string, cells []any) // the row is new or another; cells are not kept
 	drop func(id string)
+	kept func(id string) string // the copy of id that is kept already, or id; nil: none is
 
 	rows  map[string]uint64    // a digest of each known row; 0 for one from a cache
 	marks map[string]time.Time // rows that were read or written ahead of their event, and when
@@ -93,6 +94,9 @@ func (t *table) set(id string, cells []any) {
 		return
 	}
 	if next := digest(cells); !known || sum != next {
+		if t.kept != nil {
+			id = t.kept(id) // an assignment keeps the key that it is given
+		}
 		t.rows[id] = next
 		t.put(id, cells)
 	}
