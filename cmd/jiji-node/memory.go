@@ -29,6 +29,7 @@ func saveMemory(ctx context.Context) {
 		tick := time.NewTicker(trimEvery)
 		defer tick.Stop()
 		var last heap
+		var kept uint64 // in use after the latest trim
 		for {
 			select {
 			case <-ctx.Done():
@@ -36,9 +37,10 @@ func saveMemory(ctx context.Context) {
 			case <-tick.C:
 			}
 			now := readHeap()
-			if now.wasteful(last) {
+			if now.wasteful(last, kept) {
 				debug.FreeOSMemory()
 				now = readHeap()
+				kept = now.live
 			}
 			last = now
 		}
@@ -52,9 +54,11 @@ type heap struct {
 	spare  uint64 // bytes that were made since, or that the system has not got back
 }
 
-// wasteful reports whether much of it is spare, and it was quiet since last.
-func (h heap) wasteful(last heap) bool {
-	return h.cycles == last.cycles && h.spare > max(trimLeast, h.live/4)
+// wasteful reports whether it was quiet since last, and much of it is spare, or may
+// be: what a collection in the middle of some work found in use, more than the kept
+// bytes before that, is mostly not used after it, and no other collection may come soon.
+func (h heap) wasteful(last heap, kept uint64) bool {
+	return h.cycles == last.cycles && (h.spare > max(trimLeast, h.live/4) || h.live > kept+max(trimLeast/2, kept/8))
 }
 
 func readHeap() heap {

@@ -13,7 +13,8 @@ func TestSpareMemory(t *testing.T) {
 	const size = 256 << 20
 	debug.FreeOSMemory()
 	before := readHeap()
-	if before.wasteful(before) {
+	kept := before.live
+	if before.wasteful(before, kept) {
 		t.Errorf("just given back, and still %+v", before)
 	}
 	held = make([]byte, size)
@@ -21,21 +22,25 @@ func TestSpareMemory(t *testing.T) {
 		held[i] = 1
 	}
 	runtime.GC()
-	if used := readHeap(); used.wasteful(used) {
-		t.Errorf("what is in use counts as spare: %+v", used)
+	used := readHeap()
+	if used.wasteful(used, used.live) {
+		t.Errorf("what is in use, as after the latest trim, counts as spare: %+v", used)
+	}
+	if !used.wasteful(used, kept) {
+		t.Errorf("what is in use since the latest trim is not looked at once more: %+v, %d then", used, kept)
 	}
 	held = nil
 	dropped := readHeap()
 	runtime.GC()
 	swept := readHeap()
-	if !swept.wasteful(swept) {
+	if !swept.wasteful(swept, kept) {
 		t.Errorf("256 MiB are not seen: %+v, and %+v after a collection", dropped, swept)
 	}
-	if swept.wasteful(dropped) {
+	if swept.wasteful(dropped, kept) {
 		t.Error("it is quiet although a collection has just been")
 	}
 	debug.FreeOSMemory()
-	if after := readHeap(); after.wasteful(after) {
+	if after := readHeap(); after.wasteful(after, kept) {
 		t.Errorf("still there: %+v", after)
 	}
 }
