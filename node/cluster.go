@@ -75,10 +75,10 @@ type clusterPart struct {
 }
 
 type agentHealth struct {
-	members, gaps int
-	sees          map[netip.AddrPort]bool    // gossip addresses of agents that it calls alive
-	missing       map[wgkey.Public]time.Time // since when it does not see agents that it ought to
-	lacks         shortfall
+	gaps    int
+	sees    map[netip.AddrPort]bool    // gossip addresses of agents that it calls alive
+	missing map[wgkey.Public]time.Time // since when it does not see agents that it ought to
+	lacks   shortfall
 }
 
 // openCluster prepares what the mode asks for. A registry that cannot be had is
@@ -694,6 +694,35 @@ func (n *Node) readClaim(ctx context.Context, self topology.Server) (time.Time, 
 	return time.UnixMilli(at), nil
 }
 
+// agentMembers returns the gossip addresses of the other agents that the agent has in
+// its cluster: as it says now or, of one that cannot be asked so, as it noted within
+// the last minute.
+func (p *clusterPart) agentMembers(ctx context.Context) (map[netip.AddrPort]bool, error) {
+	sees := map[netip.AddrPort]bool{}
+	if a := p.agent.Load(); a != nil {
+		if list, err := a.Members(ctx); err == nil {
+			for _, at := range list {
+				sees[at] = true
+			}
+			return sees, nil
+		}
+	}
+	err := p.client.Query(ctx, corrosion.SQL("SELECT foca_state, address FROM __corro_members"), func(cells []any) error {
+		var state struct{ State string }
+		if len(cells) != 2 {
+			return errors.New("want two cells")
+		}
+		if text, ok := cells[0].(string); ok && json.Unmarshal([]byte(text), &state) == nil && state.State == "Alive" {
+			address, _ := cells[1].(string)
+			at, err := netip.ParseAddrPort(address)
+			sees[at] = err == nil
+		}
+		return nil
+	})
+	delete(sees, netip.AddrPort{}) // what is no address
+	return sees, err
+}
+
 // healthLoop asks the agent how it is, for status.
 func (p *clusterPart) healthLoop(ctx context.Context) error {
 	tick := time.NewTicker(agentLook)
@@ -701,22 +730,9 @@ func (p *clusterPart) healthLoop(ctx context.Context) error {
 	old, asked := "", time.Time{} // what was found of its version, and when
 	for {
 		ask, cancel := context.WithTimeout(ctx, agentLook)
-		h := &agentHealth{sees: map[netip.AddrPort]bool{}}
-		err := p.client.Query(ask, corrosion.SQL("SELECT foca_state, address FROM __corro_members"), func(cells []any) error {
-			var state struct{ State string }
-			if len(cells) != 2 {
-				return errors.New("want two cells")
-			}
-			if text, ok := cells[0].(string); ok && json.Unmarshal([]byte(text), &state) == nil && state.State == "Alive" {
-				h.members++
-				address, _ := cells[1].(string)
-				if at, err := netip.ParseAddrPort(address); err == nil {
-					h.sees[at] = true
-				}
-			}
-			return nil
-		})
-		if err == nil {
+		h := &agentHealth{}
+		var err error
+		if h.sees, err = p.agentMembers(ask); err == nil {
 			err = p.client.Query(ask, corrosion.SQL(`SELECT coalesce(sum("end" - start + 1), 0) FROM __corro_bookkeeping_gaps`), func(cells []any) error {
 				if len(cells) != 1 {
 					return errors.New("want one cell")

@@ -121,6 +121,7 @@ type Node struct {
 	fights          atomic.Pointer[[]string]           // with other programs, one line each
 	unguarded       atomic.Pointer[[]string]           // what the firewall does not do as wanted, one line each
 	hostDNS         atomic.Pointer[hostDNS]            // nil before the first look, or without one
+	lostChoice      atomic.Pointer[string]             // that the registry may be another one than it was; nil if not
 	page            atomic.Pointer[string]             // why there is no status page; nil if there is one, or is to be none
 
 	mu       sync.Mutex
@@ -232,6 +233,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 	}
 	mode, err := n.registryMode(ctx)
 	if err != nil {
+		return n.unlessStopped(ctx, err)
+	}
+	if err := n.noteLostChoice(ctx); err != nil {
 		return n.unlessStopped(ctx, err)
 	}
 	if n.engine, err = n.openEngine(ctx, undo); err != nil {
@@ -450,8 +454,10 @@ func (n *Node) warnings() []string {
 			lines = append(lines, h.fault)
 		}
 	}
-	if p := n.page.Load(); p != nil {
-		lines = append(lines, *p)
+	for _, line := range []*string{n.page.Load(), n.lostChoice.Load()} {
+		if line != nil {
+			lines = append(lines, *line)
+		}
 	}
 	if n.faulty() {
 		lines = append(lines, strings.Split(*n.fault.Load(), "\n")...)

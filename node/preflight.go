@@ -13,12 +13,15 @@ import (
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/topology"
 	"github.com/acidtib/jiji-node/node/usage"
+	"github.com/acidtib/jiji-node/registry/agent"
+	"github.com/acidtib/jiji-node/registry/embedded"
 )
 
 // Problems that are not of package host.
 const (
 	kindMTU           host.Kind = "mtu"           // the uplinks carry too little
 	kindState         host.Kind = "state"         // the state directory cannot be used
+	kindAgent         host.Kind = "agent"         // there is no Corrosion agent to run
 	kindConfiguration host.Kind = "configuration" // what was typed or configured is wrong
 )
 
@@ -125,8 +128,16 @@ func Check(cfg Config) (Readiness, error) {
 		r.Running = running
 		members, err = membership.Open(cfg.membership())
 	}
+	if err == nil {
+		err = embedded.Check(filepath.Join(cfg.StateDir, registryName))
+	}
 	if err != nil {
 		fault(err)
+	}
+	if c := cfg.Registry; c.Mode == control.Corrosion && c.URL == "" {
+		if _, err := agent.Find(cfg.Corrosion.Bin); err != nil {
+			r.Problems = append(r.Problems, host.Problem{Kind: kindAgent, Text: fmt.Sprintf("registry: %v; without it the node goes on with what it knows", err), Degraded: true})
+		}
 	}
 	found, _, err := survey(cfg, members, r.Running, true)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/node/host"
 	"github.com/acidtib/jiji-node/node/usage"
 )
@@ -44,6 +45,10 @@ func TestCheckOfStateAndConfiguration(t *testing.T) {
 		{"an MTU that is too small", nil, func(c *Config) { c.MTU = 1000 }, kindMTU, "mtu 1000: expected 1280"},
 		{"a state directory that is none", func(t *testing.T, dir string) { write(t, filepath.Dir(dir), "state", "", 0o600) },
 			nil, kindState, "not a directory"},
+		{"a registry that is none", func(t *testing.T, dir string) { write(t, dir, registryName, "it was one before", 0o600) },
+			nil, kindState, "registry.db: damaged, or not an SQLite database: move it away"},
+		{"a registry that is too short", func(t *testing.T, dir string) { write(t, dir, registryName, "SQLite", 0o600) },
+			nil, kindState, "registry.db: damaged, or not an SQLite database: move it away"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "state")
@@ -75,6 +80,45 @@ func TestCheckOfStateAndConfiguration(t *testing.T) {
 				t.Errorf("files before:\n%s\nafter:\n%s", before, after)
 			}
 		})
+	}
+}
+
+// Without the agent that it is to run a node can run, and is said to lack it.
+func TestCheckWithoutAgent(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs Linux")
+	}
+	for _, c := range []struct {
+		registry control.RegistryMode
+		bin      string
+		want     int
+	}{
+		{control.RegistryMode{Mode: control.Corrosion}, "/nonexistent/corrosion", 1},
+		{control.RegistryMode{Mode: control.Corrosion}, "/bin/sh", 0},
+		{control.RegistryMode{Mode: control.Corrosion, URL: "http://127.0.0.1:8080"}, "/nonexistent/corrosion", 0},
+		{control.RegistryMode{Mode: control.Embedded}, "/nonexistent/corrosion", 0},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, registryName), nil, 0o600); err != nil { // one that is new
+			t.Fatal(err)
+		}
+		cfg := Config{StateDir: dir, RuntimeDir: t.TempDir(), Interface: "jijitest0", ListenPort: 51820, Name: "a", Log: slog.New(slog.DiscardHandler), Registry: c.registry}
+		cfg.Corrosion.Bin = c.bin
+		r, _ := Check(cfg) // of which this machine may have other problems
+		found := 0
+		for _, p := range r.Problems {
+			if p.Kind == kindAgent {
+				found++
+				if want := `registry: there is no corrosion binary "/nonexistent/corrosion": install it, or say where it is (--corrosion-bin); without it the node goes on with what it knows`; p.Text != want || !p.Degraded {
+					t.Errorf("problem %+v, want %q", p, want)
+				}
+			} else if p.Kind == kindState {
+				t.Errorf("problem %+v of an empty registry", p)
+			}
+		}
+		if found != c.want {
+			t.Errorf("%+v, %s: problems %+v, want %d of kind %s", c.registry, c.bin, r.Problems, c.want, kindAgent)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/acidtib/jiji-node/node/statefile"
 	"github.com/acidtib/jiji-node/node/usage"
 	"github.com/acidtib/jiji-node/registry"
+	"github.com/acidtib/jiji-node/registry/agent"
 	"github.com/acidtib/jiji-node/registry/embedded"
 )
 
@@ -66,6 +67,28 @@ func StoredMode(ctx context.Context, local *embedded.Store) (mode control.Regist
 		return mode, fmt.Errorf("registry file: note %s is %q, want what `jiji-node registry use` writes", modeKey, text)
 	}
 	return mode, nil
+}
+
+// noteLostChoice warns of a node that goes on alone although it was in a cluster, as
+// one whose registry file was lost: what was chosen is in there.
+func (n *Node) noteLostChoice(ctx context.Context) error {
+	if n.cfg.Registry.Mode != "" {
+		return nil
+	}
+	chosen, err := n.local.Meta(ctx, modeKey)
+	if err != nil || chosen != "" {
+		return err
+	}
+	dir := filepath.Join(n.cfg.StateDir, agentDir)
+	if !agent.HasDatabase(dir) {
+		return nil
+	}
+	text := fmt.Sprintf("%s has the database of a Corrosion agent, but nothing says that the registry is that one, as when %s was lost: "+
+		"names of other servers are not answered; `jiji-node registry use corrosion` takes it up again, `jiji-node registry use embedded` leaves it",
+		dir, filepath.Join(n.cfg.StateDir, registryName))
+	n.lostChoice.Store(&text)
+	n.log.Warn("registry may not be the one that it was", "problem", text)
+	return nil
 }
 
 // StoreMode keeps the choice of `registry use`.
@@ -184,11 +207,15 @@ func (n api) UseRegistry(ctx context.Context, mode control.RegistryMode) (contro
 	if err != nil {
 		return mode, err
 	}
-	if now == mode {
+	if now == mode && n.lostChoice.Load() == nil {
 		return mode, nil
 	}
 	if err := StoreMode(ctx, n.local, mode); err != nil {
 		return mode, err
+	}
+	n.lostChoice.Store(nil)
+	if now == mode {
+		return mode, nil
 	}
 	u := use{mode, make(chan error, 1)}
 	select {
@@ -238,7 +265,7 @@ func (n api) registryStatus(snapshot *registry.Snapshot) control.Registry {
 		r.State = "catching up"
 	}
 	if h := c.health.Load(); h != nil {
-		r.Members, r.Gaps = h.members, h.gaps
+		r.Members, r.Gaps = len(h.sees), h.gaps
 	}
 	r.Agent = &control.Agent{URL: c.mode.URL}
 	if a := c.agent.Load(); a != nil && c.mode.URL == "" {

@@ -36,6 +36,12 @@ const (
 	tokenLen  = 32      // bytes, written as twice as many hexadecimal digits
 )
 
+// HasDatabase reports whether an agent of this directory has run.
+func HasDatabase(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, dbName))
+	return err == nil
+}
+
 func (c Config) check() error {
 	switch {
 	case c.Log == nil:

@@ -40,10 +40,9 @@ var versionLine = regexp.MustCompile(`^(?:(?:klukai|corrosion) )?v?[0-9]+\.[0-9]
 // never raised: what else there is shows only when an agent runs.
 var tooOld = regexp.MustCompile(`^corrosion v?0\.1\.`)
 
-// identify returns the path of the agent's binary and what it says its version
-// is.
-func identify(ctx context.Context, c Config) (path, version string, err error) {
-	path, err = exec.LookPath(c.Bin)
+// Find returns the path of an agent's binary, which is a path or a name to look up.
+func Find(bin string) (string, error) {
+	path, err := exec.LookPath(bin)
 	if errors.Is(err, exec.ErrDot) {
 		err = nil
 	}
@@ -52,11 +51,20 @@ func identify(ctx context.Context, c Config) (path, version string, err error) {
 	}
 	switch {
 	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
-		return "", "", fmt.Errorf("there is no corrosion binary %q: install it, or say where it is", c.Bin)
+		return "", fmt.Errorf("there is no corrosion binary %q: install it, or say where it is (--corrosion-bin)", bin)
 	case errors.Is(err, fs.ErrPermission):
-		return "", "", fmt.Errorf("corrosion binary %s is not executable", c.Bin)
+		return "", fmt.Errorf("corrosion binary %s is not executable", bin)
 	case err != nil:
-		return "", "", fmt.Errorf("look for corrosion binary: %w", err)
+		return "", fmt.Errorf("look for corrosion binary: %w", err)
+	}
+	return path, nil
+}
+
+// identify returns the path of the agent's binary and what it says its version
+// is.
+func identify(ctx context.Context, c Config) (path, version string, err error) {
+	if path, err = Find(c.Bin); err != nil {
+		return "", "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()

@@ -158,7 +158,8 @@ func (s *Store) push(ctx context.Context) bool {
 	}
 	now := time.Now()
 	ops := s.plan()
-	if len(ops) > 0 && s.foreignHand(ops) {
+	foreign, lost := s.foreignHand(ops)
+	if foreign {
 		s.own.reasserts = slices.DeleteFunc(s.own.reasserts, func(t time.Time) bool { return now.Sub(t) >= reassertEvery })
 		if len(s.own.reasserts) >= reassertMost {
 			w.pending = len(ops)
@@ -166,15 +167,24 @@ func (s *Store) push(ctx context.Context) bool {
 				w.duplicate = s.duplicate(other)
 				return true
 			}
-			w.problem = fmt.Sprintf("registry: somebody else changes the rows of server %s again and again (%s); they are put right %d times a minute", s.cfg.ServerID, ops[0], reassertMost)
+			who := "somebody else changes"
+			if lost {
+				who = "the agent's database loses, or somebody else deletes,"
+			}
+			w.problem = fmt.Sprintf("registry: %s the rows of server %s again and again (%s); they are put right %d times a minute", who, s.cfg.ServerID, ops[0], reassertMost)
 			return false
 		}
 		s.own.reasserts = append(s.own.reasserts, now)
-		s.log.Warn("own rows were changed by somebody else; written again", "rows", len(ops), "first", ops[0].String())
 	}
 	if err := s.write(ctx, ops); err != nil {
 		w.pending, w.problem = len(ops), "registry: write own rows: "+word(err)
 		return false
+	}
+	switch {
+	case lost:
+		s.log.Warn("own rows were gone, with the agent's database or by somebody else's hand; written again", "rows", len(ops), "first", ops[0].String())
+	case foreign:
+		s.log.Warn("own rows were changed by somebody else; written again", "rows", len(ops), "first", ops[0].String())
 	}
 	if err := s.beatNow(ctx, now); err != nil {
 		w.problem = "registry: write that this server lives: " + word(err)
@@ -431,14 +441,19 @@ func sameServer(row, want []any) bool {
 }
 
 // foreignHand reports whether a row among ops had been right, and is not any
-// more though nothing else was wanted since.
-func (s *Store) foreignHand(ops []op) bool {
+// more though nothing else was wanted since; lost: all such rows are gone, as they are
+// from a new database of the agent.
+func (s *Store) foreignHand(ops []op) (foreign, lost bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost = true
 	for _, o := range ops {
 		if sum, ok := s.own.confirmed[o.key()]; ok && sum == o.sum() {
-			return true
+			_, there := o.table.rows[o.id]
+			foreign, lost = true, lost && !there && o.cells != nil
 		}
 	}
-	return false
+	return foreign, foreign && lost
 }
 
 // deletion is in place of a digest, which is never so small but by chance.

@@ -131,6 +131,22 @@ func TestReassertLimit(t *testing.T) {
 	}
 }
 
+// Rows that are gone, as with the agent's database, are not said to be another program's.
+func TestLostRowsAreWrittenAgain(t *testing.T) {
+	s, out := written(t)
+	for range reassertMost {
+		change(t, out, "DELETE FROM servers WHERE id = ?", registrytest.Self)
+		until(t, "own row is there again", func() error { return rowIs(out, "hostname", "servers", "host") })
+	}
+	change(t, out, "DELETE FROM servers WHERE id = ?", registrytest.Self)
+	until(t, "it is named", func() error {
+		if st := s.State(); !strings.Contains(st.Problem, "the agent's database loses, or somebody else deletes, the rows of server") {
+			return fmt.Errorf("state is %+v", st)
+		}
+		return nil
+	})
+}
+
 // A tombstone ends all writing, and is not cleared.
 func TestRemovedWritesNothing(t *testing.T) {
 	s, out := written(t)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -55,6 +56,32 @@ func prepare(path string) (fs.FileInfo, error) {
 		}
 	}
 	return os.Stat(path)
+}
+
+// Check says why Open would refuse the file, as far as its beginning tells. One that is
+// absent is made by Open. It writes nothing.
+func Check(path string) error {
+	const magic = "SQLite format 3\x00" // https://www.sqlite.org/fileformat.html, section 1.3.1
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	begin := make([]byte, len(magic))
+	n, err := io.ReadFull(f, begin)
+	switch {
+	case errors.Is(err, io.EOF): // empty: new
+		return nil
+	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case string(begin[:n]) != magic:
+		s := Store{cfg: Config{Path: path}}
+		return s.fault(&damageError{"it begins with other bytes than one"})
+	}
+	return nil
 }
 
 // restrict gives the file and what SQLite put beside it their mode. SQLite
