@@ -203,7 +203,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var delay time.Duration
 	var logged string
 	for ctx.Err() == nil {
-		ran, err := a.attempt(ctx)
+		ran, err := a.attempt(ctx, delay > minDelay)
 		if err == nil { // ended at our wish
 			continue
 		}
@@ -246,8 +246,9 @@ func nextDelay(last, ran time.Duration) time.Duration {
 }
 
 // attempt runs the agent once and says how long it ran and why it ended; nil if
-// that was because ctx is done, or to start it with other peers.
-func (a *Agent) attempt(ctx context.Context) (ran time.Duration, err error) {
+// that was because ctx is done, or to start it with other peers. A start that is one
+// of many, quiet, is no news.
+func (a *Agent) attempt(ctx context.Context, quiet bool) (ran time.Duration, err error) {
 	bin, version, err := identify(ctx, a.cfg)
 	if err != nil {
 		return 0, err
@@ -283,7 +284,11 @@ func (a *Agent) attempt(ctx context.Context) (ran time.Duration, err error) {
 		s.Running, s.PID, s.Since, s.Restarts = true, c.pid, began, a.starts
 	})
 	a.starts++
-	a.cfg.Log.Info("corrosion agent started", "pid", c.pid, "version", version)
+	level := slog.LevelInfo
+	if quiet {
+		level = slog.LevelDebug
+	}
+	a.cfg.Log.Log(ctx, level, "corrosion agent started", "pid", c.pid, "version", version)
 	asked := a.attend(ctx, c, used)
 	if err := removeSocket(a.cfg.Socket); err != nil {
 		a.cfg.Log.Warn("corrosion agent's socket stays", "err", err)
