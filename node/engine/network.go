@@ -283,11 +283,12 @@ func (c *Client) post(ctx context.Context, path string, body []byte) error {
 }
 
 // Keep makes the network if there is none, and returns the name of the one that
-// containers are to be on, and what is wrong with it.
-func (c *Client) Keep(ctx context.Context, cfg NetworkConfig) (name string, problems []string) {
+// containers are to be on, and what is wrong with it. The error is that the engine
+// does not say which networks it has: nothing is known of them then.
+func (c *Client) Keep(ctx context.Context, cfg NetworkConfig) (name string, problems []string, err error) {
 	all, err := c.Networks(ctx)
 	if err != nil {
-		return cfg.Name, []string{err.Error()}
+		return "", nil, err
 	}
 	if cfg.Here == nil {
 		cfg.Here = isInterface
@@ -300,7 +301,7 @@ func (c *Client) Keep(ctx context.Context, cfg NetworkConfig) (name string, prob
 		return names
 	})
 	if !v.create {
-		return v.use, v.problems
+		return v.use, v.problems, nil
 	}
 	if cfg.Note != nil {
 		err = cfg.Note(c.Kind, cfg.Name)
@@ -314,9 +315,9 @@ func (c *Client) Keep(ctx context.Context, cfg NetworkConfig) (name string, prob
 		}
 	}
 	if err != nil {
-		return v.use, append(v.problems, fmt.Sprintf("make network %q: %v", cfg.Name, err))
+		return v.use, append(v.problems, fmt.Sprintf("make network %q: %v", cfg.Name, err)), nil
 	}
-	return v.use, v.problems
+	return v.use, v.problems, nil
 }
 
 func isInterface(name string) bool {

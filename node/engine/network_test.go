@@ -96,8 +96,8 @@ func TestKeepMakesTheNetwork(t *testing.T) {
 		cfg := netConfig()
 		cfg.Note = func(k Kind, name string) error { did = append(did, "note "+string(k)+" "+name); return nil }
 		cfg.Lift = func(_ context.Context, do func() error) error { did = append(did, "lift"); return do() }
-		if name, problems := c.Keep(t.Context(), cfg); name != "jiji-mesh" || len(problems) != 0 {
-			t.Errorf("%s: %s, %v", tc.kind, name, problems)
+		if name, problems, err := c.Keep(t.Context(), cfg); name != "jiji-mesh" || len(problems) != 0 || err != nil {
+			t.Errorf("%s: %s, %v, %v", tc.kind, name, problems, err)
 		}
 		if want := []string{"note docker jiji-mesh", "note podman jiji-mesh lift"}; !slices.Contains(want, strings.Join(did, " ")) || (tc.kind == Podman) != slices.Contains(did, "lift") {
 			t.Errorf("%s: %v", tc.kind, did)
@@ -108,11 +108,11 @@ func TestKeepMakesTheNetwork(t *testing.T) {
 		e.mu.Lock()
 		e.refuse = "Pool overlaps with other one on this address space"
 		e.mu.Unlock()
-		if _, problems := c.Keep(t.Context(), cfg); len(problems) != 1 || !strings.HasPrefix(problems[0], `make network "jiji-mesh": `+string(tc.kind)+": ") || !strings.HasSuffix(problems[0], "Pool overlaps with other one on this address space") {
+		if _, problems, _ := c.Keep(t.Context(), cfg); len(problems) != 1 || !strings.HasPrefix(problems[0], `make network "jiji-mesh": `+string(tc.kind)+": ") || !strings.HasSuffix(problems[0], "Pool overlaps with other one on this address space") {
 			t.Errorf("%s: %q", tc.kind, problems)
 		}
 		cfg.Note = func(Kind, string) error { return errors.New("disk full") }
-		if _, problems := c.Keep(t.Context(), cfg); len(problems) != 1 || problems[0] != `make network "jiji-mesh": disk full` || len(e.created) != 2 {
+		if _, problems, _ := c.Keep(t.Context(), cfg); len(problems) != 1 || problems[0] != `make network "jiji-mesh": disk full` || len(e.created) != 2 {
 			t.Errorf("%s: %q", tc.kind, problems)
 		}
 	}

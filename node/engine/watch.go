@@ -221,6 +221,7 @@ func (e *noneError) Error() string {
 func (w *Watcher) connect(ctx context.Context) (*Client, []string, error) {
 	var here []*Client
 	var faults []error
+	var away error // of the engine that was followed
 	for _, s := range w.cfg.Sockets {
 		if w.cfg.Engine != "auto" && w.cfg.Engine != string(s.Kind) {
 			if c, err := Dial(ctx, s); err == nil { // only to see whose the network is
@@ -231,7 +232,10 @@ func (w *Watcher) connect(ctx context.Context) (*Client, []string, error) {
 		c, err := Dial(ctx, s)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			if w.cfg.Engine != "auto" {
+			switch {
+			case w.cfg.Engine == "auto" && s.Kind == w.owner:
+				away = fmt.Errorf("%s, which ran this server's containers, has no socket %s: is it running? --engine takes another one", s.Kind, s.Path)
+			case w.cfg.Engine != "auto":
 				faults = append(faults, &noneError{wanted: fmt.Sprintf("%s: there is no socket %s: is it installed and running?", s.Kind, s.Path)})
 			}
 		case err != nil && w.cfg.Engine == "auto" && s.Kind == w.owner: // it is about to come: no other takes its place
@@ -242,6 +246,9 @@ func (w *Watcher) connect(ctx context.Context) (*Client, []string, error) {
 		default:
 			here = append(here, c)
 		}
+	}
+	if away != nil && len(here) > 0 && !slices.ContainsFunc(here, func(c *Client) bool { return c.Kind == w.owner }) {
+		return nil, nil, away // stopped or being upgraded: to follow another would be to end all its containers
 	}
 	return w.choose(ctx, here, faults)
 }
@@ -331,7 +338,10 @@ func (w *Watcher) follow(ctx context.Context) error {
 			}
 		})
 	})
-	name, problems := c.Keep(ctx, w.cfg.Network)
+	name, problems, err := c.Keep(ctx, w.cfg.Network)
+	if err != nil {
+		return err
+	}
 	ids, err := c.Running(ctx)
 	if err != nil {
 		return err
@@ -357,8 +367,8 @@ func (w *Watcher) follow(ctx context.Context) error {
 		if !rekeep {
 			rekeep = true
 			w.running.Go(func() {
-				name, problems := c.Keep(ctx, w.cfg.Network)
-				networks <- kept{name, problems}
+				name, problems, err := c.Keep(ctx, w.cfg.Network)
+				networks <- kept{name, problems, err}
 			})
 		}
 	}
@@ -405,6 +415,9 @@ func (w *Watcher) follow(ctx context.Context) error {
 			w.listed(ctx, c, l.ids)
 		case k := <-networks:
 			rekeep = false
+			if k.err != nil { // containers are on the network that they were on
+				k.name, k.problems = w.s.Network, []string{k.err.Error()}
+			}
 			w.s.Network = k.name
 			w.note(notes, k.problems)
 			w.replan()
@@ -420,6 +433,7 @@ type list struct {
 type kept struct {
 	name     string
 	problems []string
+	err      error
 }
 
 // note keeps what is wrong, and tells of what was not told before.

@@ -312,6 +312,32 @@ func TestWatchOldEvent(t *testing.T) {
 	await(t, w, "what comes after", is("a 10.210.0.2 healthy, b 10.210.0.3 healthy"))
 }
 
+// Containers stay on the network that they are on while the engine does not say which
+// it has.
+func TestWatchNetworksUnknown(t *testing.T) {
+	e := newWire(t, Docker)
+	e.networks = `[{"Name":"jiji","Id":"0123456789abcdef","Driver":"bridge","IPAM":{"Config":[{"Subnet":"10.210.0.0/24","Gateway":"10.210.0.1"}]}}]`
+	a := on(1, "a", "")
+	a.Addrs["jiji"] = netip.MustParseAddr("10.210.0.2")
+	e.set(a, "")
+	w := run(t, Config{Engine: "auto", Sockets: []Socket{{Docker, e.path}}, Rules: func() Rules { return rules }, Network: netConfig(), Log: slog.New(slog.DiscardHandler)})
+	first := await(t, w, "first", is("a 10.210.0.2 healthy"))
+	now := func(networks string) {
+		e.mu.Lock()
+		e.networks = networks
+		e.say(`{"Type":"network","Action":"destroy","Actor":{"ID":"n","Attributes":{"name":"jiji"}},"timeNano":1}`)
+		e.mu.Unlock()
+	}
+	was := e.networks
+	now("<html>")
+	s := await(t, w, "it does not say", func(s *State) bool { return !slices.Equal(s.Notes, first.Notes) })
+	if in(s) != "a 10.210.0.2 healthy" || s.Network != "jiji" || len(s.View.Refused) != 0 || len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "docker: ") {
+		t.Errorf("%+v", s)
+	}
+	now(was)
+	await(t, w, "it says again", func(s *State) bool { return slices.Equal(s.Notes, first.Notes) && in(s) == "a 10.210.0.2 healthy" })
+}
+
 // What ran while the engine was away stays, until it says what became of it.
 func TestWatchEngineAway(t *testing.T) {
 	e := newWire(t, Docker)
@@ -470,6 +496,27 @@ func TestWatchOwnerIsAwaited(t *testing.T) {
 		c, notes, err := w.connect(t.Context())
 		if (err == nil) != (want != "") || c != nil && (c.Kind != want || len(notes) != 1) {
 			t.Errorf("owner %q: %+v, %q, %v", owner, c, notes, err)
+		}
+	}
+	docker.kill()
+	os.Remove(docker.path) // as some daemons do when they stop
+	for _, c := range []struct {
+		engine string
+		podman string
+		want   string // of the error; "": Podman is followed
+	}{
+		{"auto", podman.path, "docker, which ran this server's containers, has no socket " + docker.path + ": is it running? --engine takes another one"},
+		{"podman", podman.path, ""},
+		{"auto", podman.path + "-absent", "a hint"}, // none is here, so none is kept out
+	} {
+		w := New(Config{Engine: c.engine, Owner: Docker, Sockets: []Socket{{Docker, docker.path}, {Podman, c.podman}}, Rules: func() Rules { return rules }, Network: netConfig(), Log: slog.New(slog.DiscardHandler)})
+		found, _, err := w.connect(t.Context())
+		var none *noneError
+		if strings.HasSuffix(c.podman, "absent") != errors.As(err, &none) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if c.want == "" && (err != nil || found.Kind != Podman) || c.want != "" && (err == nil || none == nil && !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %+v, %v", c, found, err)
 		}
 	}
 }
