@@ -125,6 +125,14 @@ func TestCatalogKeepsOneID(t *testing.T) {
 	}
 }
 
+// Ports that many rows have are kept once.
+func TestCatalogSharesPorts(t *testing.T) {
+	list := catalogOf(2).Snapshot().Services[0].Containers
+	if len(list[0].Ports) != 1 || &list[0].Ports[0] != &list[1].Ports[0] {
+		t.Errorf("ports %v and %v are not the same ones", list[0].Ports, list[1].Ports)
+	}
+}
+
 // Rows that come and go leave nothing behind.
 func TestCatalogForgets(t *testing.T) {
 	c := NewCatalog()

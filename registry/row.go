@@ -106,8 +106,10 @@ func (e extra) of(c Container) (Container, error) {
 	if e.owner != c.ServerID {
 		return c, &InvalidError{"server_id", e.owner, fmt.Sprintf("%q, as in containers", c.ServerID)}
 	}
-	c.Project, c.Name, c.External, c.Ports = e.project, e.name, e.external, e.ports
-	return c.Normalize()
+	c.Project, c.Name, c.External, c.Ports = e.project, e.name, e.external, nil
+	c, err := c.Normalize()
+	c.Ports = e.ports // in order already, and shared by many rows
+	return c, err
 }
 
 // ParsePorts reads the cell of jiji_containers: a JSON array of "8080/tcp".

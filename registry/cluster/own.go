@@ -16,6 +16,7 @@ const (
 	beatEvery     = 30 * time.Second // how often this server's last_seen is written
 	aloneAfter    = 10 * time.Second // without a peer that answers, what the agent has is all there is
 	settledFor    = 30 * time.Second // without progress, after which peers are not waited for: they may have versions that nobody sends
+	gapsFor       = 5 * time.Minute  // whatever progress there is: others write all the time
 	complainAfter = 3 * time.Second  // an agent that is just started needs less
 	retryFirst    = 500 * time.Millisecond
 	retryMost     = 15 * time.Second
@@ -37,7 +38,7 @@ type own struct {
 	deleted   int               // how many deletions were added to confirmed, at most
 	reasserts []time.Time       // in the last minute
 	target    []Versions        // what peers had; nil: not asked yet
-	lacks     int64             // the fewest versions that the agent lacked of those that it knows of; 0: it was not asked, or lacks none
+	lacks     int64             // the fewest versions that the agent lacked of those that it knows of, since it heard of many more; 0: it was not asked, or lacked none
 	lacksAt   time.Time         // when it came to lack so few
 	joined    bool
 	beat      time.Time
@@ -230,13 +231,15 @@ func (s *Store) catchUp(ctx context.Context) bool {
 	}); err != nil && !errors.Is(err, corrosion.ErrNoTable) {
 		return false
 	}
-	if gaps > 0 { // for ever where versions have rows of tables that this agent lacks
-		if now := time.Now(); s.own.lacks == 0 || gaps < s.own.lacks {
-			s.own.lacks, s.own.lacksAt = gaps, now
-		}
-		if time.Since(s.own.lacksAt) < settledFor {
-			return false
-		}
+	switch lacks := s.own.lacks; {
+	case gaps == 0:
+		s.own.lacks = 0
+	case age >= gapsFor: // for ever where versions have rows of tables that this agent lacks
+	case lacks == 0 || gaps < lacks || gaps > 2*lacks: // it gets them, or heard of more
+		s.own.lacks, s.own.lacksAt = gaps, time.Now()
+		return false
+	case time.Since(s.own.lacksAt) < settledFor:
+		return false
 	}
 	if len(s.own.target) == 0 {
 		ask, cancel := context.WithTimeout(ctx, patience)
