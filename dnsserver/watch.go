@@ -136,7 +136,7 @@ func codeName(code int) string {
 func (w *Watch) take(q Query, lower string) {
 	switch f := w.filter; {
 	case w.name != "" && lower != w.name && !strings.HasSuffix(lower, "."+w.name):
-	case f.Client.IsValid() && !f.Client.Contains(q.Client.Addr().Unmap()):
+	case f.Client.IsValid() && !f.Client.Contains(q.Client.Addr().Unmap().WithZone("")):
 	case f.Every > 1 && (w.seen.Add(1)-1)%uint64(f.Every) != 0:
 	default:
 		select {

@@ -103,7 +103,9 @@ func (p *clusterPart) cacheLoop(ctx context.Context) error {
 		if err != nil && !failing {
 			p.log.Error("containers of other servers not written for the next start", "err", err)
 		}
-		failing = err != nil
+		if failing = err != nil; failing {
+			poke(p.cache) // nothing else may change before there is room again
+		}
 		rest.Reset(max(cacheRest, cacheShare*time.Since(began)))
 	}
 }

@@ -116,7 +116,9 @@ func (b *crossingBind) Send(packets [][]byte, ep conn.Endpoint) error {
 	}
 	if packets[0][0] == device.MessageResponseType {
 		err := b.Bind.Send(packets, ep)
-		b.answered(ep)
+		if err == nil {
+			b.answered(ep)
+		}
 		return err
 	}
 	if !b.leaves(packets[0], ep) {

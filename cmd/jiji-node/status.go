@@ -158,7 +158,10 @@ func registryLine(r control.Registry, now time.Time) string {
 			agent += " (not running)"
 		}
 	}
-	line += fmt.Sprintf(", %s, sees %d others", agent, r.Members)
+	line += ", " + agent
+	if r.State != "down" { // else nobody knows
+		line += fmt.Sprintf(", sees %d others", r.Members)
+	}
 	if r.Gaps > 0 {
 		line += fmt.Sprintf(", %d versions behind", r.Gaps)
 	}

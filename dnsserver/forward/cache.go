@@ -155,8 +155,9 @@ func (a *answer) usable(now time.Time) bool {
 	return a.fresh(now) || good(a.rcode) && now.Sub(a.at) < a.ttl+maxStale
 }
 
-// dueSoon reports whether a is in its last tenth, when hot names are asked for again.
-func (a *answer) dueSoon(now time.Time) bool { return now.Sub(a.at) >= a.ttl-a.ttl/10 }
+// dueSoon reports whether a is in its last tenth, when hot names are asked for again,
+// but for failures.
+func (a *answer) dueSoon(now time.Time) bool { return good(a.rcode) && now.Sub(a.at) >= a.ttl-a.ttl/10 }
 
 // reply returns a as the answer to r, which has a's key. Records count down;
 // those of a stale answer are to be asked for again soon.
