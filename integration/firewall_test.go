@@ -730,3 +730,20 @@ var (
 	emptyChain = regexp.MustCompile(`\n*\tchain (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) \{\n\t\ttype .* policy accept;\n\t\}`)
 	emptyTable = regexp.MustCompile(`(# .*\n)*table ip6? (raw|filter|nat|mangle) \{\n*\}\n`)
 )
+
+// TestForeignDropIsInStatus: a node says which rule of somebody else's keeps packets of
+// the mesh out, and the command that lets them through.
+func TestForeignDropIsInStatus(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 2)
+	web1 := m.servers[0]
+	web1.RunInput("table inet site {\n\tchain through {\n\t\ttype filter hook forward priority 5; policy drop;\n\t}\n}\n", "nft", "-f", "-")
+	m.startAll()
+	lab.Eventually(t, meshLimit, "the rule and the command are in status", func() error {
+		if out := web1.Run("jiji-node", "status"); !strings.Contains(out, "nft inet site, chain through: type filter hook forward priority filter + 5; policy drop;") || !strings.Contains(out, "nft insert rule inet site through") {
+			return fmt.Errorf("status is\n%s", out)
+		}
+		return nil
+	})
+	m.nodes[0].WaitLog("nft insert rule inet site through", time.Second)
+}
