@@ -70,10 +70,6 @@ func (g *gate) leave(packets int) {
 }
 
 // A gatedBind is a bind between the two gates.
-//
-// Of the standard bind, when wrapped, the device does not know any more that it
-// should forget source addresses as routes change. That bind holds none where
-// the kernel coalesces datagrams (Linux 5.12 and later): splitting them loses it.
 type gatedBind struct {
 	conn.Bind
 	in, out *gate

@@ -66,11 +66,3 @@ func (b sizedBind) Send(packets [][]byte, ep conn.Endpoint) error {
 	}
 	return err
 }
-
-// fragmentable makes the sockets in use fragmentable. Without that all works but
-// paths with a smaller MTU whose ICMP is dropped.
-func (t *Tunnel) fragmentable() {
-	if err := fragmentable(t.cfg.ListenPort); err != nil {
-		t.cfg.Log.Warn("large packets may get lost on the way", "err", err)
-	}
-}

@@ -71,7 +71,6 @@ func (t *Tunnel) SetPeers(peers []Peer) ([]Change, error) {
 	device, lines, changes := diff(s, w)
 	if device != "" {
 		err = t.dev.IpcSet(device)
-		t.fragmentable() // the port may be another, with new sockets
 	}
 	if lines != "" {
 		err = errors.Join(err, t.dev.IpcSet(lines))

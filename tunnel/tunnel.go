@@ -81,11 +81,10 @@ func open(cfg Config) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := start(cfg, dev, conn.NewDefaultBind())
+	t, err := start(cfg, dev, newBind())
 	if err != nil {
 		return nil, err
 	}
-	t.fragmentable()
 	if _, err := configureLink(cfg.Name, cfg.MTU, cfg.Addresses); err != nil {
 		t.Close()
 		return nil, err

@@ -1,5 +1,0 @@
-//go:build !linux
-
-package tunnel
-
-func fragmentable(uint16) error { return errNotLinux }
