@@ -26,7 +26,7 @@ const (
 	maxPayload4 = maxDatagram - 20 - 8
 	maxPayload6 = maxDatagram - 8 // of what follows IPv6's own header
 
-	readAtOnce = 8 // messages, each of which holds up to maxSegments datagrams
+	readAtOnce = conn.IdealBatchSize / maxSegments // messages: more cost memory, and gain nothing
 )
 
 // A udpBind is a conn.Bind on a UDP socket for IPv4 and one for IPv6. It sends and
