@@ -104,7 +104,10 @@ type Config struct {
 	Log  *slog.Logger
 }
 
-const interval = time.Second // between two readings of the device
+const (
+	interval    = time.Second // between two readings of the device
+	maxFailures = 16          // failures to ask a peer that are told until it is up again
+)
 
 // A Monitor keeps each peer on an endpoint that answers.
 type Monitor struct {
@@ -123,11 +126,11 @@ type Monitor struct {
 
 // A peer is a path and what people are told about it.
 type peer struct {
-	path    path
-	since   time.Time
-	heard   time.Time
-	changes []Event // never modified in place: PeerInfo shares it
-	failure string  // of the latest Ask or Move; empty if it succeeded
+	path     path
+	since    time.Time
+	heard    time.Time
+	changes  []Event  // never modified in place: PeerInfo shares it
+	failures []string // of Ask and Move since the peer was last up
 }
 
 // ErrNoDevice is what Config.Peers may return where there is none at the moment, as
@@ -277,6 +280,9 @@ func (m *Monitor) watch(now time.Time, key wgkey.Public, p *peer, candidates []n
 	if to.heard == m.clock {
 		p.heard = now
 	}
+	if to.state == Up && old.state != Up {
+		p.failures = nil
+	}
 
 	var err error
 	switch act.do {
@@ -287,12 +293,13 @@ func (m *Monitor) watch(now time.Time, key wgkey.Public, p *peer, candidates []n
 	default:
 		return
 	}
-	switch {
-	case err == nil:
-		p.failure = ""
-	case p.failure != err.Error(): // the same again and again is no news
+	if err == nil {
+		return
+	}
+	p.path.unsent(m.clock)
+	if text := err.Error(); !slices.Contains(p.failures, text) && len(p.failures) < maxFailures { // the same again and again is no news
 		m.cfg.Log.Warn("cannot ask peer", "peer", m.cfg.Name(key), "endpoint", to.last.Endpoint, "err", err)
-		p.failure = err.Error()
+		p.told = append(p.failures, text)
 	}
 }
 

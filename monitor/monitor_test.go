@@ -526,19 +526,50 @@ func TestNoDevice(t *testing.T) {
 	}
 }
 
+// Where an initiation cannot be sent nobody waits for an answer to it.
 func TestMoveFails(t *testing.T) {
-	p := peerOf(big, paths{b: both})
+	p := peerOf(big, paths{c: both})
 	story(t, func(t *testing.T, s *world) {
 		move := s.m.cfg.Move
 		s.m.cfg.Move = func(key wgkey.Public, to netip.AddrPort) error {
 			err := move(key, to)
-			if to == a {
+			if to != c {
 				err = errors.New("network is unreachable")
 			}
 			return err
 		}
+		s.m.SetCandidates(set{big: {a, b, c}})
+		s.pass(3500 * time.Millisecond)
+		s.wantState(big, Up)
+	}, p)
+}
+
+// Without any route each candidate is asked once a second, until there is one.
+func TestNoRoute(t *testing.T) {
+	p := peerOf(big, paths{a: both, b: both})
+	story(t, func(t *testing.T, s *world) {
 		s.m.SetCandidates(set{big: {a, b}})
-		s.pass(4 * time.Second)
+		s.pass(time.Minute)
+		s.wantState(big, Up)
+		move, ask := s.m.cfg.Move, s.m.cfg.Ask
+		var log bytes.Buffer
+		down := func(to string) error { return errors.New(to + ": network is unreachable") }
+		s.change(func() {
+			p.paths[a], p.paths[b] = dead, dead
+			s.m.cfg.Move = func(_ wgkey.Public, to netip.AddrPort) error { return down(to.String()) }
+			s.m.cfg.Ask = func(wgkey.Public) error { return down(p.Endpoint.String()) }
+			s.m.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		s.pass(5 * time.Minute)
+		s.wantState(big, Down)
+		if n := strings.Count(log.String(), "cannot ask peer"); n != 2 {
+			t.Errorf("%d lines tell why, want one for each candidate:\n%s", n, &log)
+		}
+		s.change(func() {
+			p.paths[a], p.paths[b] = both, both
+			s.m.cfg.Move, s.m.cfg.Ask = move, ask
+		})
+		s.pass(2100 * time.Millisecond)
 		s.wantState(big, Up)
 	}, p)
 }

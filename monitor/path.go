@@ -236,6 +236,10 @@ func (p path) question(now time.Duration, to netip.AddrPort) path {
 	return p
 }
 
+// unsent has the next question put at the next reading: the latest, at now, did not
+// leave, as where there is no route, so that nobody will answer it.
+func (p *path) unsent(now time.Duration) { p.due = now }
+
 // ring returns what a search goes through: the candidates, and the endpoint
 // that answered last, which may be one that the peer roamed to.
 func (p path) ring() []netip.AddrPort {

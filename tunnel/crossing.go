@@ -54,6 +54,7 @@ const maxRead = 1024
 // those that it is given while a peer is moved.
 type crossingBind struct {
 	conn.Bind
+	meant func(initiation []byte) bool // for us, by who knows our key: the device drops others
 
 	moves   sync.Mutex // held while a peer is moved; before mu
 	mu      sync.Mutex // guards the rest
@@ -90,8 +91,8 @@ type laterMove struct {
 	timer *time.Timer
 }
 
-func newCrossingBind(b conn.Bind) *crossingBind {
-	return &crossingBind{Bind: b, to: make(map[string]*question), indexed: make(map[uint32]*question), read: make(map[string]*reading), moved: make(map[string][]byte), later: make(map[wgkey.Public]*laterMove)}
+func newCrossingBind(b conn.Bind, meant func([]byte) bool) *crossingBind {
+	return &crossingBind{Bind: b, meant: meant, to: make(map[string]*question), indexed: make(map[uint32]*question), read: make(map[string]*reading), moved: make(map[string][]byte), later: make(map[wgkey.Public]*laterMove)}
 }
 
 func (b *crossingBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
@@ -283,6 +284,9 @@ func (b *crossingBind) forget(q *question) {
 
 // arrived reports whether to deliver a handshake message.
 func (b *crossingBind) arrived(m []byte, ep conn.Endpoint) bool {
+	if m[0] == device.MessageInitiationType && !b.meant(m) {
+		return true // nothing waits for what the device makes of it
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if m[0] == device.MessageResponseType {

@@ -39,11 +39,38 @@ func TestInitiationsThatCross(t *testing.T) {
 	}
 }
 
+// anyone knows our key.
+func anyone([]byte) bool { return true }
+
+// What a stranger sends with a peer's address keeps no initiation of ours back.
+func TestForgedInitiationIsIgnored(t *testing.T) {
+	n := newMemNet()
+	a, b := newNode(t, n, "10.210.1.1", a1), newNode(t, n, "10.210.2.1", b1)
+	a.set(t, b.peer())
+	n.mu.Lock()
+	at := n.at[a1]
+	n.mu.Unlock()
+	for i := range byte(100) {
+		forged := make([]byte, device.MessageInitiationSize)
+		forged[0], forged[4] = device.MessageInitiationType, i
+		at.queue <- memDatagram{b1, forged}
+	}
+	for len(at.queue) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := a.Move(b.key.Public(), b1); err != nil {
+		t.Fatal(err)
+	}
+	if sent := n.initiations(b1); sent != 1 {
+		t.Errorf("%d initiations were sent as the peer was moved, want 1", sent)
+	}
+}
+
 // Of the initiations that are made while a peer is moved the latest is sent, once
 // it is.
 func TestOneInitiationForAMove(t *testing.T) {
 	n := newMemNet()
-	b, other := newCrossingBind(n.bind(a1)), n.bind(b1)
+	b, other := newCrossingBind(n.bind(a1), anyone), n.bind(b1)
 	initiation := func(index byte) []byte {
 		m := make([]byte, device.MessageInitiationSize)
 		m[0], m[4] = device.MessageInitiationType, index
@@ -89,7 +116,7 @@ func TestInitiationWaitsForAnAnswer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newMemNet()
 			wire, far := n.bind(a1), n.bind(b1)
-			b := newCrossingBind(wire)
+			b := newCrossingBind(wire, anyone)
 			receivers, _, err := b.Open(0)
 			if err != nil {
 				t.Fatal(err)
@@ -161,7 +188,7 @@ func TestMoveWhereThePeerAsks(t *testing.T) {
 				n := newMemNet()
 				wire := n.bind(a1)
 				n.bind(b1)
-				b, start := newCrossingBind(wire), time.Now()
+				b, start := newCrossingBind(wire, anyone), time.Now()
 				receivers, _, err := b.Open(0)
 				if err != nil {
 					t.Fatal(err)
@@ -221,7 +248,7 @@ func TestFloodOfInitiations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()
 		wire := n.bind(a1)
-		b := newCrossingBind(wire)
+		b := newCrossingBind(wire, anyone)
 		receivers, _, err := b.Open(0)
 		if err != nil {
 			t.Fatal(err)
@@ -299,7 +326,7 @@ func TestCrossingBind(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := newMemNet()
 				wire, far := n.bind(a1), n.bind(b1)
-				b := newCrossingBind(wire)
+				b := newCrossingBind(wire, anyone)
 				receivers, _, err := b.Open(0)
 				if err != nil {
 					t.Fatal(err)

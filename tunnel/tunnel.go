@@ -127,7 +127,9 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 		return nil, err
 	}
 	t := &Tunnel{cfg: cfg, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
-	t.bind = newCrossingBind(sizedBind{bind, t.tooLarge})
+	var checker device.CookieChecker
+	checker.Init(device.NoisePublicKey(cfg.Key.Public()))
+	t.bind = newCrossingBind(sizedBind{bind, t.tooLarge}, checker.CheckMAC1)
 	t.tun.limits.Store(newLimits(cfg.MTU, nil))
 	t.dev = device.NewDevice(t.tun, &gatedBind{t.bind, in, out, newIndices()}, deviceLog(cfg.Log))
 	lines, _, _ := diff(state{}, want{key: cfg.Key, port: cfg.ListenPort})
