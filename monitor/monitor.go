@@ -299,7 +299,7 @@ func (m *Monitor) watch(now time.Time, key wgkey.Public, p *peer, candidates []n
 	p.path.unsent(m.clock)
 	if text := err.Error(); !slices.Contains(p.failures, text) && len(p.failures) < maxFailures { // the same again and again is no news
 		m.cfg.Log.Warn("cannot ask peer", "peer", m.cfg.Name(key), "endpoint", to.last.Endpoint, "err", err)
-		p.told = append(p.failures, text)
+		p.failures = append(p.failures, text)
 	}
 }
 
