@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,5 +128,43 @@ func TestRoamedPeerIsFollowed(t *testing.T) {
 			return p.State == "up" && p.Endpoint == m.servers[1].Endpoint(m.lan)
 		})
 		ping.resumes(5 * time.Second)
+	}
+}
+
+// A server that is known by its second address, and a peer to which only answers get
+// through, as behind NAT: to packets from another address there is no question.
+func TestAnswersComeFromTheAddressAsked(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, prefix, second string }{
+		{"IPv4", lanPrefix, "203.0.113.101"},
+		{"IPv6", "2001:db8:1::/64", "2001:db8:1::101"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMeshOn(t, 0, c.prefix)
+			m.addServer()
+			m.addServer()
+			web1, web2 := m.servers[0], m.servers[1]
+			link := web1.Link(m.lan)
+			bits := netip.MustParsePrefix(c.prefix).Bits()
+			args := []string{"addr", "add", fmt.Sprintf("%s/%d", c.second, bits), "dev", link.Name}
+			if bits > 32 {
+				args = append(args, "nodad", "preferred_lft", "0") // never chosen by itself
+			}
+			web1.Run("ip", args...)
+			sh(web1, strings.Replace(m.readme[0], "203.0.113.10", c.second, 1))
+			m.copyEntries()
+			m.addEntries(web1)
+			m.addEntries(web2)
+			web2.RunInput("add table inet nat\nadd chain inet nat input { type filter hook input priority -150; }\nadd rule inet nat input iifname "+web2.Link(m.lan).Name+" udp dport 51820 ct state new drop\n", "nft", "-f", "-")
+			m.start(0) // before it is asked
+			m.start(1)
+			m.waitUp(m.servers...)
+			a, b := web1.Container("a", "10.210.0.10"), web2.Container("b", "10.210.1.10")
+			a.Run("ping", "-n", "-c3", "-i0.2", "-W2", b.Addr.String())
+			if p := peer(t, web2, "web1"); p.Endpoint.Addr().String() != c.second {
+				t.Errorf("web2 uses %v of web1, want %s", p.Endpoint, c.second)
+			}
+		})
 	}
 }

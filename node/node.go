@@ -520,7 +520,12 @@ func (n *Node) followUpstreams(own ...netip.Addr) (follow func(context.Context) 
 	return f.Run
 }
 
-func (n *Node) onHost() { poke(n.hostChanged) }
+func (n *Node) onHost() {
+	if t := n.tunnel.Load(); t != nil {
+		t.ForgetSources()
+	}
+	poke(n.hostChanged)
+}
 
 // poke leaves one piece of news, if there is none yet.
 func poke(news chan<- struct{}) {

@@ -33,13 +33,53 @@ const (
 // receives batches, with the kernel's segmentation offload in both directions where
 // it has that (udp(7), UDP_SEGMENT and UDP_GRO).
 //
+// A peer gets answers from the address that it wrote to, by the interface on which that
+// arrived: what is in between may let nothing else through.
+//
 // The module's own bind sends to wrong addresses where peers are of both families:
 // it reuses addresses, and of an IPv6 address that takes the place of an IPv4 one it
-// copies four bytes.
+// copies four bytes. And where the kernel coalesces datagrams it answers from whatever
+// address the kernel prefers.
 type udpBind struct {
 	mu      sync.Mutex // held by Open and Close
 	sockets [2]atomic.Pointer[udpSocket]
+	epoch   atomic.Uint32 // of sources: those of others are void
 }
+
+// forgetSources has the kernel choose from which addresses to send, until the peers
+// are heard again.
+func (b *udpBind) forgetSources() { b.epoch.Add(1) }
+
+// A udpEndpoint is where a peer is, and the address of ours that it wrote to.
+type udpEndpoint struct {
+	to   netip.AddrPort
+	from atomic.Pointer[source] // nil: the kernel chooses
+}
+
+// A source is an address of ours.
+type source struct {
+	addr  netip.Addr
+	index int // of the interface
+	epoch uint32
+}
+
+func (e *udpEndpoint) ClearSrc()           { e.from.Store(nil) }
+func (e *udpEndpoint) DstToString() string { return e.to.String() }
+func (e *udpEndpoint) DstIP() netip.Addr   { return e.to.Addr() }
+
+func (e *udpEndpoint) DstToBytes() []byte {
+	b, _ := e.to.MarshalBinary()
+	return b
+}
+
+func (e *udpEndpoint) SrcIP() netip.Addr {
+	if s := e.from.Load(); s != nil {
+		return s.addr
+	}
+	return netip.Addr{}
+}
+
+func (e *udpEndpoint) SrcToString() string { return e.SrcIP().String() }
 
 // newBind returns a bind that is not open.
 func newBind() conn.Bind { return &udpBind{} }
@@ -55,7 +95,7 @@ func (b *udpBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		}
 	}
 	for try := 1; ; try++ {
-		sockets, actual, err := listenUDP(port)
+		sockets, actual, err := listenUDP(port, &b.epoch)
 		if port == 0 && try < portTries && errors.Is(err, syscall.EADDRINUSE) {
 			continue // in IPv6 only
 		}
@@ -74,10 +114,10 @@ func (b *udpBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 // listenUDP returns the socket of each family that the kernel has, on one port.
-func listenUDP(port uint16) (sockets [len(networks)]*udpSocket, actual uint16, err error) {
+func listenUDP(port uint16, epoch *atomic.Uint32) (sockets [len(networks)]*udpSocket, actual uint16, err error) {
 	actual = port
 	for i, network := range networks {
-		s, e := newUDPSocket(network, actual)
+		s, e := newUDPSocket(network, actual, epoch)
 		if errors.Is(e, syscall.EAFNOSUPPORT) {
 			continue
 		}
@@ -126,15 +166,15 @@ func (*udpBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn.StdNetEndpoint{AddrPort: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}, nil
+	return &udpEndpoint{to: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}, nil
 }
 
 func (*udpBind) BatchSize() int { return conn.IdealBatchSize }
 
 func (b *udpBind) Send(packets [][]byte, ep conn.Endpoint) error {
-	to := ep.(*conn.StdNetEndpoint).AddrPort
+	to := ep.(*udpEndpoint)
 	family := 0
-	if to.Addr().Is6() {
+	if to.DstIP().Is6() {
 		family = 1
 	}
 	s := b.sockets[family].Load()
@@ -157,6 +197,7 @@ type udpSocket struct {
 	maxPayload int         // bytes of one message
 	segments   atomic.Bool // the kernel makes several datagrams of one message
 	out        sync.Pool   // of *outgoing
+	epoch      *atomic.Uint32
 
 	// The rest belongs to the goroutine that receives.
 	in   []ipv6.Message
@@ -164,16 +205,16 @@ type udpSocket struct {
 	next int    // of those, the next one
 	rest []byte // of the one before: datagrams
 	size int    // of each in rest but the last, in bytes
-	from *conn.StdNetEndpoint
+	from *udpEndpoint
 }
 
 // newUDPSocket returns a socket on a port of every address of the network's family.
-func newUDPSocket(network string, port uint16) (*udpSocket, error) {
+func newUDPSocket(network string, port uint16, epoch *atomic.Uint32) (*udpSocket, error) {
 	c, err := net.ListenPacket(network, ":"+strconv.Itoa(int(port)))
 	if err != nil {
 		return nil, err
 	}
-	s := &udpSocket{conn: c.(*net.UDPConn), maxPayload: maxPayload4}
+	s := &udpSocket{conn: c.(*net.UDPConn), maxPayload: maxPayload4, epoch: epoch}
 	if err := s.setUp(network); err != nil {
 		c.Close()
 		return nil, err
@@ -198,9 +239,11 @@ func (s *udpSocket) setUp(network string) error {
 		// fragment" set otherwise, and relies on ICMP from the router that cannot pass it
 		// on, which firewalls drop. In IPv6 routers do not fragment; the kernel does, once
 		// it was told.
-		err = s.set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		err = errors.Join(s.set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT),
+			s.set(unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
 	case "udp6":
 		s.batch, s.maxPayload = ipv6.NewPacketConn(s.conn), maxPayload6
+		err = s.set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}
 	if err != nil {
 		return err
@@ -214,7 +257,7 @@ func (s *udpSocket) setUp(network string) error {
 	s.in = make([]ipv6.Message, readAtOnce)
 	for i := range s.in {
 		s.in[i].Buffers = [][]byte{make([]byte, maxDatagram)}
-		s.in[i].OOB = make([]byte, unix.CmsgSpace(4))
+		s.in[i].OOB = make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	}
 	return err
 }
@@ -251,10 +294,12 @@ func (s *udpSocket) receive(packets [][]byte, sizes []int, eps []conn.Endpoint) 
 			m := &s.in[s.next]
 			s.next++
 			s.rest, s.size = m.Buffers[0][:m.N], m.N
-			if size := segmentSize(m.OOB[:m.NN]); size > 0 {
+			size, from := parseControl(m.OOB[:m.NN])
+			if size > 0 {
 				s.size = size
 			}
-			s.from = &conn.StdNetEndpoint{AddrPort: m.Addr.(*net.UDPAddr).AddrPort()}
+			from.epoch = s.epoch.Load()
+			s.heard(m.Addr.(*net.UDPAddr).AddrPort(), from)
 			continue // it may be empty
 		}
 		size := min(s.size, len(s.rest))
@@ -265,55 +310,108 @@ func (s *udpSocket) receive(packets [][]byte, sizes []int, eps []conn.Endpoint) 
 	return n, nil
 }
 
-// segmentSize returns the size of each of the datagrams, but the last, that a received
-// message was made of; 0: it is one.
-func segmentSize(control []byte) int {
+// heard makes s.from the endpoint of a message. Mostly it is that of the one before.
+func (s *udpSocket) heard(to netip.AddrPort, from source) {
+	if e := s.from; e != nil && e.to == to {
+		if old := e.from.Load(); old != nil && *old == from {
+			return
+		}
+	}
+	s.from = &udpEndpoint{to: to}
+	s.from.from.Store(&from)
+}
+
+// parseControl returns what the kernel tells of a received message: the size of each of
+// the datagrams, but the last, that it was made of, 0 if it is one, and the address that
+// it was sent to.
+func parseControl(control []byte) (size int, from source) {
 	for len(control) >= unix.SizeofCmsghdr {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
-			return 0
+			break
 		}
-		if header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(data) >= 4 {
-			return int(binary.NativeEndian.Uint32(data))
+		switch {
+		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(data) >= 4:
+			size = int(binary.NativeEndian.Uint32(data))
+		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			from.index = int(binary.NativeEndian.Uint32(data))
+			from.addr = netip.AddrFrom4([4]byte(data[4:])) // ipi_spec_dst
+		case header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			from.addr = netip.AddrFrom16([16]byte(data))
+			from.index = int(binary.NativeEndian.Uint32(data[16:]))
 		}
 		control = rest
 	}
-	return 0
+	return size, from
 }
 
 // An outgoing is room for what is sent with one call.
 type outgoing struct {
 	to       net.UDPAddr
 	messages []ipv6.Message
-	control  [][]byte // for each message: the size of its segments
+	source   []byte   // control message with the address to send from
+	control  [][]byte // for each message: source and the size of its segments
 }
 
 func newOutgoing() *outgoing {
 	o := &outgoing{messages: make([]ipv6.Message, conn.IdealBatchSize), control: make([][]byte, conn.IdealBatchSize)}
 	o.to.IP = make([]byte, 0, net.IPv6len)
+	o.source = make([]byte, 0, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for i := range o.control {
-		c := make([]byte, unix.CmsgSpace(2))
-		header := (*unix.Cmsghdr)(unsafe.Pointer(&c[0]))
-		header.Level, header.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-		header.SetLen(unix.CmsgLen(2))
-		o.control[i] = c
+		o.control[i] = make([]byte, 0, cap(o.source)+unix.CmsgSpace(2))
 	}
 	return o
 }
 
+// appendControl appends a control message with room for size bytes, and returns that.
+func appendControl(to []byte, level, kind, size int) (all, data []byte) {
+	n := len(to)
+	all = append(to, make([]byte, unix.CmsgSpace(size))...)
+	header := (*unix.Cmsghdr)(unsafe.Pointer(&all[n]))
+	header.Level, header.Type = int32(level), int32(kind)
+	header.SetLen(unix.CmsgLen(size))
+	return all, all[n+unix.CmsgLen(0):][:size]
+}
+
 // send sends each packet as a datagram. Of an error it tells the first: what comes
 // after a packet that fails is sent.
-func (s *udpSocket) send(packets [][]byte, to netip.AddrPort) error {
+func (s *udpSocket) send(packets [][]byte, ep *udpEndpoint) error {
 	o := s.out.Get().(*outgoing)
-	o.to.IP = append(o.to.IP[:0], to.Addr().AsSlice()...)
-	o.to.Port, o.to.Zone = int(to.Port()), to.Addr().Zone()
+	o.address(ep, s.epoch.Load())
 	err := s.write(o.pack(packets, s.segments.Load(), s.maxPayload))
+	if err != nil && len(o.source) > 0 && !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EIO) {
+		ep.ClearSrc() // the address may be gone, or no route there
+		o.source = o.source[:0]
+		err = s.write(o.pack(packets, s.segments.Load(), s.maxPayload))
+	}
 	if errors.Is(err, unix.EIO) && s.segments.Swap(false) { // no checksum offload on the way out, as it turns out
 		err = s.write(o.pack(packets, false, s.maxPayload))
 	}
 	clear(o.messages) // of packets
 	s.out.Put(o)
 	return err
+}
+
+// address has messages go to an endpoint, from what it wrote to in this epoch.
+func (o *outgoing) address(ep *udpEndpoint, epoch uint32) {
+	to := ep.to.Addr()
+	o.to.IP = append(o.to.IP[:0], to.AsSlice()...)
+	o.to.Port, o.to.Zone = int(ep.to.Port()), to.Zone()
+	o.source = o.source[:0]
+	from := ep.from.Load()
+	if from == nil || from.epoch != epoch || !from.addr.IsValid() {
+		return
+	}
+	var data []byte
+	if from.addr.Is4() {
+		o.source, data = appendControl(o.source, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+		binary.NativeEndian.PutUint32(data, uint32(from.index))
+		copy(data[4:], from.addr.AsSlice()) // ipi_spec_dst
+	} else {
+		o.source, data = appendControl(o.source, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
+		copy(data, from.addr.AsSlice())
+		binary.NativeEndian.PutUint32(data[16:], uint32(from.index))
+	}
 }
 
 // pack returns packets as messages: with segmentation, each of as many as the kernel
@@ -333,12 +431,14 @@ func (o *outgoing) pack(packets [][]byte, segments bool, maxPayload int) []ipv6.
 				break
 			}
 		}
-		m := &o.messages[n]
-		*m = ipv6.Message{Buffers: packets[:count], Addr: &o.to}
+		control := append(o.control[n][:0], o.source...)
 		if count > 1 {
-			m.OOB = o.control[n]
-			binary.NativeEndian.PutUint16(m.OOB[unix.CmsgLen(0):], uint16(size))
+			var data []byte
+			control, data = appendControl(control, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+			binary.NativeEndian.PutUint16(data, uint16(size))
 		}
+		o.control[n] = control
+		o.messages[n] = ipv6.Message{Buffers: packets[:count], OOB: control, Addr: &o.to}
 		packets = packets[count:]
 		n++
 	}

@@ -150,6 +150,88 @@ func TestBindBothFamilies(t *testing.T) {
 	})
 }
 
+// An answer comes from the address that was written to. If that is gone, or routes
+// changed, it comes from another.
+func TestBindAnswersFromWhereItWasAsked(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range [][2]string{{"192.0.2.1/32", "192.0.2.2/32"}, {"2001:db8:1::1/128", "2001:db8:1::2/128"}} {
+			var addrs []*netlink.Addr
+			for _, a := range family {
+				addr, err := netlink.ParseAddr(a)
+				if err != nil {
+					t.Fatal(err)
+				}
+				addr.Flags = unix.IFA_F_NODAD
+				if err := netlink.AddrAdd(lo, addr); err != nil {
+					t.Fatal(err)
+				}
+				addrs = append(addrs, addr)
+			}
+			b := newBind().(*udpBind)
+			receivers, port, err := b.Open(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			receive := receivers[0]
+			if addrs[0].IP.To4() == nil {
+				receive = receivers[1]
+			}
+			peer, err := net.ListenUDP("udp", &net.UDPAddr{IP: addrs[0].IP})
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer.SetDeadline(time.Now().Add(10 * time.Second))
+			asked := &net.UDPAddr{IP: addrs[1].IP, Port: int(port)}
+			if _, err := peer.WriteTo([]byte{1}, asked); err != nil {
+				t.Fatal(err)
+			}
+			eps := make([]conn.Endpoint, 1)
+			if _, err := receive([][]byte{make([]byte, 2000)}, make([]int, 1), eps); err != nil {
+				t.Fatal(err)
+			}
+			answer := func(when string, packets [][]byte, from net.IP) {
+				t.Helper()
+				if err := b.Send(packets, eps[0]); err != nil {
+					t.Fatal(err)
+				}
+				for range packets {
+					_, got, err := peer.ReadFrom(make([]byte, 2000))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if ip := got.(*net.UDPAddr).IP; !ip.Equal(from) {
+						t.Errorf("%s: an answer comes from %v, want %v", when, ip, from)
+					}
+				}
+			}
+			answer("written to", [][]byte{{1}}, asked.IP)
+			answer("a batch", [][]byte{make([]byte, 1000), make([]byte, 1000), {1}}, asked.IP)
+			if got := eps[0].SrcToString(); got != asked.IP.String() {
+				t.Errorf("the source is %s, want %v", got, asked.IP)
+			}
+			b.forgetSources()
+			answer("routes changed", [][]byte{{1}}, addrs[0].IP)
+			if _, err := peer.WriteTo([]byte{1}, asked); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := receive([][]byte{make([]byte, 2000)}, make([]int, 1), eps); err != nil {
+				t.Fatal(err)
+			}
+			answer("heard again", [][]byte{{1}}, asked.IP)
+			if err := netlink.AddrDel(lo, addrs[1]); err != nil {
+				t.Fatal(err)
+			}
+			answer("the address is gone", [][]byte{{1}}, addrs[0].IP)
+			peer.Close()
+			b.Close()
+		}
+	})
+}
+
 // Batches of many sizes arrive as they were sent, with and without the kernel's help.
 func TestBindBatches(t *testing.T) {
 	for _, segments := range []bool{true, false} {
@@ -240,7 +322,7 @@ func TestBindOpensAndCloses(t *testing.T) {
 				t.Errorf("received after the close: %v, want %v", err, net.ErrClosed)
 			}
 		}
-		if err := other.Send([][]byte{{0}}, &conn.StdNetEndpoint{AddrPort: netip.MustParseAddrPort("127.0.0.1:9")}); err == nil {
+		if err := other.Send([][]byte{{0}}, &udpEndpoint{to: netip.MustParseAddrPort("127.0.0.1:9")}); err == nil {
 			t.Error("sent after the close")
 		}
 	}

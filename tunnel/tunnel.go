@@ -52,6 +52,7 @@ type Tunnel struct {
 	cfg      Config // ListenPort is the one in use, MTU the first
 	dev      *device.Device
 	tun      *limitedTUN
+	udp      conn.Bind // beneath bind
 	bind     *crossingBind
 	tooLarge chan struct{}
 
@@ -126,7 +127,7 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 		dev.Close()
 		return nil, err
 	}
-	t := &Tunnel{cfg: cfg, tun: &limitedTUN{Device: wrapped}, tooLarge: make(chan struct{}, 1)}
+	t := &Tunnel{cfg: cfg, tun: &limitedTUN{Device: wrapped}, udp: bind, tooLarge: make(chan struct{}, 1)}
 	var checker device.CookieChecker
 	checker.Init(device.NoisePublicKey(cfg.Key.Public()))
 	t.bind = newCrossingBind(sizedBind{bind, t.tooLarge}, checker.CheckMAC1)
@@ -148,6 +149,14 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 	}
 	t.cfg.ListenPort = s.port
 	return t, nil
+}
+
+// ForgetSources is to be called when addresses, interfaces or routes changed: what
+// is sent to peers leaves as the kernel has it then, until they are heard again.
+func (t *Tunnel) ForgetSources() {
+	if b, ok := t.udp.(interface{ forgetSources() }); ok { // ours, on Linux
+		b.forgetSources()
+	}
 }
 
 // ListenPort returns the UDP port in use.
