@@ -81,15 +81,22 @@ type agentHealth struct {
 	lacks   shortfall
 }
 
+// reopenAfter is when a registry that could not be opened is tried again.
+const reopenAfter = 10 * time.Second
+
 // openCluster prepares what the mode asks for. A registry that cannot be had is
-// no reason not to start.
+// no reason not to start, and is tried again.
 func (n *Node) openCluster(ctx context.Context, mode control.RegistryMode) {
+	n.clusterFault.Store(nil)
 	if mode.Mode != control.Corrosion {
 		return
 	}
 	p, err := n.newCluster(ctx, mode)
 	if err != nil {
-		n.degrade(fmt.Sprintf("registry: %v", err))
+		text := fmt.Sprintf("registry: %v", err)
+		n.clusterFault.Store(&text)
+		n.log.Error("registry cannot be opened; trying on", "err", err)
+		time.AfterFunc(reopenAfter, func() { poke(n.reopened) })
 		return
 	}
 	n.cluster.Store(p)

@@ -121,6 +121,7 @@ type Node struct {
 	fights          atomic.Pointer[[]string]           // with other programs, one line each
 	unguarded       atomic.Pointer[[]string]           // what the firewall does not do as wanted, one line each
 	hostDNS         atomic.Pointer[hostDNS]            // nil before the first look, or without one
+	clusterFault    atomic.Pointer[string]             // why the cluster's registry is not open; nil if it is, or not wanted
 	lostChoice      atomic.Pointer[string]             // that the registry may be another one than it was; nil if not
 	page            atomic.Pointer[string]             // why there is no status page; nil if there is one, or is to be none
 
@@ -170,7 +171,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 		resolverChanged: make(chan struct{}, 1),
 		reopened:        make(chan struct{}, 1),
 		rejoined:        make(chan struct{}, 1),
-		uses:            make(chan use),
+		uses:            make(chan use, 1),
 		quits:           make(chan chan struct{}),
 		downs:           make(chan chan<- control.Undone),
 		lifts:           make(chan lift),
@@ -454,7 +455,7 @@ func (n *Node) warnings() []string {
 			lines = append(lines, h.fault)
 		}
 	}
-	for _, line := range []*string{n.page.Load(), n.lostChoice.Load()} {
+	for _, line := range []*string{n.page.Load(), n.lostChoice.Load(), n.clusterFault.Load()} {
 		if line != nil {
 			lines = append(lines, *line)
 		}

@@ -35,11 +35,8 @@ type CorrosionConfig struct {
 	ControlPort uint16         // of the nodes themselves, UDP and TCP, likewise
 }
 
-// A use is a request to keep the catalog elsewhere.
-type use struct {
-	mode  control.RegistryMode
-	reply chan error
-}
+// A use is a request to keep the catalog where StoredMode says.
+type use struct{ reply chan error }
 
 // store is the catalog.
 func (n *Node) store() registry.Store {
@@ -129,12 +126,15 @@ func (n *Node) registryLoop(ctx context.Context, mode control.RegistryMode) erro
 				u.reply <- err
 				return err
 			}
-			mode = u.mode
+			stored, err := StoredMode(ctx, n.local) // maybe of a later request, whose client is gone
+			if err == nil {
+				mode = stored
+			}
 			n.cluster.Store(nil)
 			n.openCluster(ctx, mode)
 			n.log.Info("registry changed", "mode", mode.Mode)
 			poke(n.registryChanged)
-			u.reply <- nil
+			u.reply <- err
 		case gone := <-n.quits:
 			stop()
 			if err := <-ended; err != nil {
@@ -217,13 +217,18 @@ func (n api) UseRegistry(ctx context.Context, mode control.RegistryMode) (contro
 	if now == mode {
 		return mode, nil
 	}
-	u := use{mode, make(chan error, 1)}
+	u := use{make(chan error, 1)}
 	select {
-	case n.uses <- u:
+	case n.uses <- u: // and is done, whether or not the client waits
+	case <-ctx.Done(): // there is one waiting, that will do it
+		return mode, ctx.Err()
+	}
+	select {
+	case err := <-u.reply:
+		return mode, err
 	case <-ctx.Done():
 		return mode, ctx.Err()
 	}
-	return mode, <-u.reply
 }
 
 // readToken reads the token of an agent that somebody else runs.

@@ -1,11 +1,14 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/acidtib/jiji-node/node/control"
 	"github.com/acidtib/jiji-node/registry/embedded"
@@ -24,7 +27,7 @@ func TestLostChoice(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		n := &Node{cfg: Config{StateDir: dir, Registry: control.RegistryMode{Mode: mode}}, log: slog.New(slog.DiscardHandler), uses: make(chan use)}
+		n := &Node{cfg: Config{StateDir: dir, Registry: control.RegistryMode{Mode: mode}}, log: slog.New(slog.DiscardHandler), uses: make(chan use, 1)}
 		var err error
 		if n.local, err = embedded.Open(t.Context(), embedded.Config{Path: filepath.Join(dir, registryName), ServerID: "web1"}); err != nil {
 			t.Fatal(err)
@@ -59,5 +62,31 @@ func TestLostChoice(t *testing.T) {
 			t.Errorf("%s is chosen, and it says %s", mode, *text)
 		}
 		said(t, n, false) // after a restart
+	}
+}
+
+// What was chosen is applied although who chose it is gone.
+func TestUseRegistryWithoutItsClient(t *testing.T) {
+	n := &Node{log: slog.New(slog.DiscardHandler), uses: make(chan use, 1)}
+	var err error
+	if n.local, err = embedded.Open(t.Context(), embedded.Config{Path: filepath.Join(t.TempDir(), registryName), ServerID: "web1"}); err != nil {
+		t.Fatal(err)
+	}
+	defer n.local.Close()
+	for _, url := range []string{"http://127.0.0.1:1", "http://127.0.0.1:2"} { // the loop is busy, and takes neither
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := (api{n}).UseRegistry(ctx, control.RegistryMode{Mode: control.Corrosion, URL: url}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v, want %v", url, err, context.DeadlineExceeded)
+		}
+	}
+	select {
+	case u := <-n.uses:
+		u.reply <- nil
+	default:
+		t.Error("the loop is not told")
+	}
+	if mode, err := StoredMode(t.Context(), n.local); err != nil || mode.URL != "http://127.0.0.1:2" {
+		t.Errorf("what it will open is %+v, %v, want the latest", mode, err)
 	}
 }
