@@ -113,18 +113,25 @@ func newBootedMesh(t *testing.T, kind bootedKind) *bootedMesh {
 	m.other = m.web1.ContainerOn("docker0", "other", "172.17.0.2").Host
 	m.near = m.Server("near").On(m.lan).Host
 	m.near.Run("ip", "route", "add", "10.210.0.0/16", "via", m.web1.Addr(m.lan).String())
-	identity := m.web1.Run("tar", "-C", "/var/lib", "-cf", "-", "jiji")
-	m.web1.Boot(kind.prepare)
-	m.web1.RunInput(identity, "tar", "-C", "/var/lib", "-xf", "-")
-	m.web1.Run("sh", "-ec", "sysctl -qw net.ipv4.ip_forward=0\n"+kind.setUp)
-	copyInto(t, m.web1, lab.PlainBinary(t), "/root/jiji-node/bin/jiji-node")
-	copyInto(t, m.web1, "../packaging/jiji-node.service", "/root/jiji-node/packaging/jiji-node.service")
-	for _, line := range unitCommands(t)[:3] {
-		m.web1.Run("sh", "-c", "cd /root/jiji-node && "+line)
-	}
-	m.web1.Run("systemctl", "-q", "enable", "jiji-node") // what enabling leaves is no part of what a node leaves
+	bootWithUnit(t, m.web1, kind)
 	m.start(1)
 	return m
+}
+
+// bootWithUnit boots a server that has its identity, with the service installed and
+// enabled.
+func bootWithUnit(t *testing.T, s *lab.Server, kind bootedKind) {
+	t.Helper()
+	identity := s.Run("tar", "-C", "/var/lib", "-cf", "-", "jiji")
+	s.Boot(kind.prepare)
+	s.RunInput(identity, "tar", "-C", "/var/lib", "-xf", "-")
+	s.Run("sh", "-ec", "sysctl -qw net.ipv4.ip_forward=0\n"+kind.setUp)
+	copyInto(t, s, lab.PlainBinary(t), "/root/jiji-node/bin/jiji-node")
+	copyInto(t, s, "../packaging/jiji-node.service", "/root/jiji-node/packaging/jiji-node.service")
+	for _, line := range unitCommands(t)[:3] {
+		s.Run("sh", "-c", "cd /root/jiji-node && "+line)
+	}
+	s.Run("systemctl", "-q", "enable", "jiji-node") // what enabling leaves is no part of what a node leaves
 }
 
 // begin starts the service, and waits until web2 is reached.
@@ -152,9 +159,11 @@ func (m *bootedMesh) works() {
 	}
 }
 
-func (m *bootedMesh) journal() string {
-	m.t.Helper()
-	return m.web1.Run("journalctl", "-q", "-u", "jiji-node", "--no-pager", "-o", "cat")
+func (m *bootedMesh) journal() string { return journalOf(m.web1) }
+
+// journalOf is what the service of a booted server logged.
+func journalOf(s *lab.Server) string {
+	return s.Run("journalctl", "-q", "-u", "jiji-node", "--no-pager", "-o", "cat")
 }
 
 // state is wholeState, and what the firewall's manager says of itself.

@@ -74,11 +74,17 @@ func (s *Server) boot(root, prepare string) error {
 	if err != nil {
 		return err
 	}
-	go cmd.Wait() // it ends with the host
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait() // it ends with the host
+		close(ended)
+	}()
 	stdout.SetReadDeadline(time.Now().Add(bootLimit))
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	pid, nerr := strconv.Atoi(strings.TrimSpace(line))
 	if err = errors.Join(err, nerr); err != nil {
+		cmd.Process.Kill()
+		<-ended // has all that it said
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	s.mu.Lock()
@@ -101,7 +107,7 @@ func debianRoot() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		root = filepath.Join(cache, "jiji-node", "debian-bookworm-2")
+		root = filepath.Join(cache, "jiji-node", "debian-bookworm-3")
 	}
 	if _, err := os.Stat(filepath.Join(root, "lib/systemd/systemd")); err != nil {
 		return "", fmt.Errorf("no root file system to boot: %w: run .ci/debian, which makes one", err)

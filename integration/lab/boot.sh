@@ -33,13 +33,13 @@ mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 cat /proc/sys/kernel/hostname >etc/hostname
 printf '127.0.0.1 localhost %s\n::1 localhost\n' "$(cat etc/hostname)" >etc/hosts
-rm etc/resolv.conf # a link to systemd-resolved's, which runs where prepare unmasks it
+rm etc/resolv.conf # a link to systemd-resolved's, which runs, as Docker does, where prepare unmasks it
 : >etc/resolv.conf
 # Nor these: sysctls outside of the network are the whole machine's, and so are devices.
 for unit in systemd-sysctl.service systemd-modules-load.service systemd-udevd.service systemd-tmpfiles-setup-dev.service \
 	systemd-journald-audit.socket systemd-binfmt.service proc-sys-fs-binfmt_misc.automount sys-kernel-debug.mount \
 	sys-kernel-tracing.mount sys-fs-fuse-connections.mount dev-hugepages.mount getty.target apt-daily.timer apt-daily-upgrade.timer \
-	systemd-resolved.service; do
+	systemd-resolved.service docker.service docker.socket containerd.service; do
 	ln -sf /dev/null etc/systemd/system/$unit
 done
 mkdir -p mnt/old

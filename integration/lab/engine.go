@@ -172,6 +172,21 @@ func (e *Engine) Container(name string, args ...string) (id string) {
 	return e.Run(append(append(line, "box"), command...)...)
 }
 
+// BootedDocker is the Docker that a booted server's systemd runs. The image "box" holds
+// busybox.
+func (s *Server) BootedDocker() *Engine {
+	s.lab.tb.Helper()
+	needEngine(s.lab.tb, busybox, "busybox-static")
+	e := &Engine{Kind: "docker", server: s}
+	text, err := os.ReadFile(must(s.lab.tb)(boxImage()))
+	if err != nil {
+		s.lab.tb.Fatalf("read the image: %v", err)
+	}
+	s.WriteFile("/root/box.tar", string(text))
+	e.Run("import", "/root/box.tar", "box")
+	return e
+}
+
 // load imports the image.
 func (e *Engine) load() {
 	e.server.lab.tb.Helper()
