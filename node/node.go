@@ -523,7 +523,7 @@ func (n *Node) followUpstreams(own ...netip.Addr) (follow func(context.Context) 
 
 func (n *Node) onHost() {
 	if t := n.tunnel.Load(); t != nil {
-		t.ForgetSources()
+		t.CheckSources()
 	}
 	poke(n.hostChanged)
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
@@ -33,8 +34,9 @@ const (
 // receives batches, with the kernel's segmentation offload in both directions where
 // it has that (udp(7), UDP_SEGMENT and UDP_GRO).
 //
-// A peer gets answers from the address that it wrote to, by the interface on which that
-// arrived: what is in between may let nothing else through.
+// A peer gets answers from the address that it wrote to: what is in between may let
+// nothing else through. As with kernel WireGuard that is so where they leave by the
+// interface on which it arrived; else the kernel chooses an address that fits the route.
 //
 // The module's own bind sends to wrong addresses where peers are of both families:
 // it reuses addresses, and of an IPv6 address that takes the place of an IPv4 one it
@@ -43,29 +45,39 @@ const (
 type udpBind struct {
 	mu      sync.Mutex // held by Open and Close
 	sockets [2]atomic.Pointer[udpSocket]
-	epoch   atomic.Uint32 // of sources: those of others are void
+	epoch   atomic.Uint32 // of routes and addresses
 }
 
-// forgetSources has the kernel choose from which addresses to send, until the peers
-// are heard again.
-func (b *udpBind) forgetSources() { b.epoch.Add(1) }
+// checkSources has it asked again whether sources fit the routes.
+func (b *udpBind) checkSources() { b.epoch.Add(1) }
 
 // A udpEndpoint is where a peer is, and the address of ours that it wrote to.
 type udpEndpoint struct {
-	to   netip.AddrPort
-	from atomic.Pointer[source] // nil: the kernel chooses
+	to    netip.AddrPort
+	from  source // zero: the peer was not heard from there
+	state atomic.Uint64
 }
 
-// A source is an address of ours.
+// A source is an address of ours where something arrived.
 type source struct {
 	addr  netip.Addr
 	index int // of the interface
-	epoch uint32
 }
 
-func (e *udpEndpoint) ClearSrc()           { e.from.Store(nil) }
+// Values of udpEndpoint.state: what was found, and above it in which epoch.
+const (
+	unchecked = iota // whether from fits the route to the peer
+	fits             // it does
+	differs          // it does not: the kernel chooses
+	cleared          // it was of no use: the kernel chooses until the peer is heard
+
+	epochShift = 2
+)
+
+func (e *udpEndpoint) ClearSrc()           { e.state.Store(cleared) }
 func (e *udpEndpoint) DstToString() string { return e.to.String() }
 func (e *udpEndpoint) DstIP() netip.Addr   { return e.to.Addr() }
+func (e *udpEndpoint) SrcToString() string { return e.SrcIP().String() }
 
 func (e *udpEndpoint) DstToBytes() []byte {
 	b, _ := e.to.MarshalBinary()
@@ -73,13 +85,34 @@ func (e *udpEndpoint) DstToBytes() []byte {
 }
 
 func (e *udpEndpoint) SrcIP() netip.Addr {
-	if s := e.from.Load(); s != nil {
-		return s.addr
+	if e.found() == fits {
+		return e.from.addr
 	}
 	return netip.Addr{}
 }
 
-func (e *udpEndpoint) SrcToString() string { return e.SrcIP().String() }
+func (e *udpEndpoint) found() uint64 { return e.state.Load() % (1 << epochShift) }
+
+// source returns the address to send from in an epoch; the zero one if the kernel is to
+// choose.
+func (e *udpEndpoint) source(epoch uint32) netip.Addr {
+	if !e.from.addr.IsValid() {
+		return netip.Addr{}
+	}
+	if old := e.state.Load(); old != cleared && (old == unchecked || uint32(old>>epochShift) != epoch) {
+		e.state.CompareAndSwap(old, uint64(epoch)<<epochShift|e.check())
+	}
+	return e.SrcIP()
+}
+
+// check asks the kernel for the route from our address to the peer.
+func (e *udpEndpoint) check() uint64 {
+	routes, err := netlink.RouteGetWithOptions(e.to.Addr().AsSlice(), &netlink.RouteGetOptions{SrcAddr: e.from.addr.AsSlice()})
+	if err != nil || len(routes) == 0 || routes[0].LinkIndex != e.from.index {
+		return differs
+	}
+	return fits
+}
 
 // newBind returns a bind that is not open.
 func newBind() conn.Bind { return &udpBind{} }
@@ -298,8 +331,7 @@ func (s *udpSocket) receive(packets [][]byte, sizes []int, eps []conn.Endpoint) 
 			if size > 0 {
 				s.size = size
 			}
-			from.epoch = s.epoch.Load()
-			s.heard(m.Addr.(*net.UDPAddr).AddrPort(), from)
+			s.hear(m.Addr.(*net.UDPAddr).AddrPort(), from)
 			continue // it may be empty
 		}
 		size := min(s.size, len(s.rest))
@@ -310,15 +342,11 @@ func (s *udpSocket) receive(packets [][]byte, sizes []int, eps []conn.Endpoint) 
 	return n, nil
 }
 
-// heard makes s.from the endpoint of a message. Mostly it is that of the one before.
-func (s *udpSocket) heard(to netip.AddrPort, from source) {
-	if e := s.from; e != nil && e.to == to {
-		if old := e.from.Load(); old != nil && *old == from {
-			return
-		}
+// hear makes s.from the endpoint of a message. Mostly it is that of the one before.
+func (s *udpSocket) hear(to netip.AddrPort, from source) {
+	if e := s.from; e == nil || e.to != to || e.from != from || e.found() == cleared {
+		s.from = &udpEndpoint{to: to, from: from}
 	}
-	s.from = &udpEndpoint{to: to}
-	s.from.from.Store(&from)
 }
 
 // parseControl returns what the kernel tells of a received message: the size of each of
@@ -380,7 +408,7 @@ func (s *udpSocket) send(packets [][]byte, ep *udpEndpoint) error {
 	o.address(ep, s.epoch.Load())
 	err := s.write(o.pack(packets, s.segments.Load(), s.maxPayload))
 	if err != nil && len(o.source) > 0 && !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EIO) {
-		ep.ClearSrc() // the address may be gone, or no route there
+		ep.ClearSrc() // the address may be gone
 		o.source = o.source[:0]
 		err = s.write(o.pack(packets, s.segments.Load(), s.maxPayload))
 	}
@@ -392,25 +420,23 @@ func (s *udpSocket) send(packets [][]byte, ep *udpEndpoint) error {
 	return err
 }
 
-// address has messages go to an endpoint, from what it wrote to in this epoch.
+// address has messages go to an endpoint, from what it wrote to.
 func (o *outgoing) address(ep *udpEndpoint, epoch uint32) {
 	to := ep.to.Addr()
 	o.to.IP = append(o.to.IP[:0], to.AsSlice()...)
 	o.to.Port, o.to.Zone = int(ep.to.Port()), to.Zone()
 	o.source = o.source[:0]
-	from := ep.from.Load()
-	if from == nil || from.epoch != epoch || !from.addr.IsValid() {
+	from := ep.source(epoch)
+	if !from.IsValid() {
 		return
 	}
 	var data []byte
-	if from.addr.Is4() {
+	if from.Is4() {
 		o.source, data = appendControl(o.source, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
-		binary.NativeEndian.PutUint32(data, uint32(from.index))
-		copy(data[4:], from.addr.AsSlice()) // ipi_spec_dst
+		copy(data[4:], from.AsSlice()) // ipi_spec_dst
 	} else {
 		o.source, data = appendControl(o.source, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
-		copy(data, from.addr.AsSlice())
-		binary.NativeEndian.PutUint32(data[16:], uint32(from.index))
+		copy(data, from.AsSlice())
 	}
 }
 

@@ -114,6 +114,14 @@ func TestBindBothFamilies(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			for heard := false; !heard; { // as an address that is new may take a moment
+				if _, err := c.WriteTo([]byte{0}, c.LocalAddr()); err != nil {
+					t.Fatal(err)
+				}
+				c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+				_, err := c.Read(make([]byte, 1))
+				heard = err == nil
+			}
 			ep, err := b.ParseEndpoint(c.LocalAddr().String())
 			if err != nil {
 				t.Fatal(err)
@@ -124,7 +132,7 @@ func TestBindBothFamilies(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer b.Close()
-		const each = 50 // which a small buffer holds, too
+		const each = 25 // which a small buffer holds, too
 		var sending sync.WaitGroup
 		for range 4 {
 			sending.Go(func() {
@@ -186,13 +194,30 @@ func TestBindAnswersFromWhereItWasAsked(t *testing.T) {
 			}
 			peer.SetDeadline(time.Now().Add(10 * time.Second))
 			asked := &net.UDPAddr{IP: addrs[1].IP, Port: int(port)}
-			if _, err := peer.WriteTo([]byte{1}, asked); err != nil {
-				t.Fatal(err)
-			}
 			eps := make([]conn.Endpoint, 1)
-			if _, err := receive([][]byte{make([]byte, 2000)}, make([]int, 1), eps); err != nil {
-				t.Fatal(err)
+			ask := func() {
+				t.Helper()
+				heard := make(chan struct{})
+				var asking sync.WaitGroup
+				asking.Go(func() {
+					for { // again, as an address that is new may take a moment
+						if _, err := peer.WriteTo([]byte{1}, asked); err != nil {
+							t.Error(err)
+						}
+						select {
+						case <-heard:
+							return
+						case <-time.After(100 * time.Millisecond):
+						}
+					}
+				})
+				if _, err := receive([][]byte{make([]byte, 2000)}, make([]int, 1), eps); err != nil {
+					t.Error(err)
+				}
+				close(heard)
+				asking.Wait()
 			}
+			ask()
 			answer := func(when string, packets [][]byte, from net.IP) {
 				t.Helper()
 				if err := b.Send(packets, eps[0]); err != nil {
@@ -213,19 +238,27 @@ func TestBindAnswersFromWhereItWasAsked(t *testing.T) {
 			if got := eps[0].SrcToString(); got != asked.IP.String() {
 				t.Errorf("the source is %s, want %v", got, asked.IP)
 			}
-			b.forgetSources()
-			answer("routes changed", [][]byte{{1}}, addrs[0].IP)
-			if _, err := peer.WriteTo([]byte{1}, asked); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := receive([][]byte{make([]byte, 2000)}, make([]int, 1), eps); err != nil {
-				t.Fatal(err)
-			}
+			asked1 := eps[0].(*udpEndpoint)
+			elsewhere := &udpEndpoint{to: asked1.to, from: asked1.from}
+			elsewhere.from.index++
+			eps[0] = elsewhere
+			answer("the route is another interface's", [][]byte{{1}}, addrs[0].IP)
+			eps[0] = asked1
+			answer("another time", [][]byte{{1}}, asked.IP)
+			b.checkSources()
+			answer("something changed elsewhere", [][]byte{{1}}, asked.IP)
+			eps[0].ClearSrc()
+			answer("cleared", [][]byte{{1}}, addrs[0].IP)
+			ask()
 			answer("heard again", [][]byte{{1}}, asked.IP)
 			if err := netlink.AddrDel(lo, addrs[1]); err != nil {
 				t.Fatal(err)
 			}
 			answer("the address is gone", [][]byte{{1}}, addrs[0].IP)
+			ep := eps[0].(*udpEndpoint)
+			eps[0] = &udpEndpoint{to: ep.to, from: ep.from}
+			b.checkSources()
+			answer("the address is gone, and it is known", [][]byte{{1}}, addrs[0].IP)
 			peer.Close()
 			b.Close()
 		}

@@ -151,11 +151,11 @@ func start(cfg Config, dev tun.Device, bind conn.Bind) (*Tunnel, error) {
 	return t, nil
 }
 
-// ForgetSources is to be called when addresses, interfaces or routes changed: what
-// is sent to peers leaves as the kernel has it then, until they are heard again.
-func (t *Tunnel) ForgetSources() {
-	if b, ok := t.udp.(interface{ forgetSources() }); ok { // ours, on Linux
-		b.forgetSources()
+// CheckSources is to be called when addresses, interfaces or routes changed: what is
+// sent to a peer leaves from the address that it wrote to only as long as that fits.
+func (t *Tunnel) CheckSources() {
+	if b, ok := t.udp.(interface{ checkSources() }); ok { // ours, on Linux
+		b.checkSources()
 	}
 }
 
